@@ -20,12 +20,19 @@ def evaluate(config: Config, trained: list[Run], output: Run) -> None:
     from lmsys_unsloth import evaluation, tracking
 
     output.describe(config, cli.command_line())
-    with tracking.start(config, output, job_type="eval", sweep=cli.sweep_name()) as tracker:
-        if len(trained) > 1:
-            metrics = evaluation.merge(config, trained, output)
+    several = len(trained) > 1
+    with tracking.start(
+        config,
+        output,
+        job_type="cv" if several else "eval",
+        sweep=cli.sweep_name(),
+        overrides=cli.overrides(),
+    ) as tracker:
+        if several:
+            outcome = evaluation.merge(config, trained, output)
         else:
-            metrics = evaluation.rescore(config, trained[0] if trained else None, output)
-        tracker.summarize(tracking.flat("eval", metrics))
+            outcome = evaluation.rescore(config, trained[0] if trained else None, output)
+        tracker.publish(outcome, output)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")

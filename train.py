@@ -37,16 +37,18 @@ def train(config: Config, run: Run) -> None:
     if config.debug.preview:
         return
 
-    with tracking.start(config, run, job_type="train", sweep=cli.sweep_name()) as tracker:
+    with tracking.start(
+        config, run, job_type="train", sweep=cli.sweep_name(), overrides=cli.overrides()
+    ) as tracker:
         model = training.trained_model(
             config, run, tokenizer, encoder, train_rows, [len(unit) for unit in units], tracker
         )
-        predicted = evaluation.predict(
+        predicted, speed = evaluation.predict(
             model, encoder, fold.validation, validation_rows, config.eval, config.fold, fold.groups
         )
         baseline = evaluation.learned_from(fold.train, fold.validation)
-        metrics = evaluation.conclude(run, config, predicted, fold.validation, **baseline)
-        tracker.summarize({"eval/fold": config.fold, **tracking.flat("eval", metrics)})
+        outcome = evaluation.conclude(run, config, predicted, fold.validation, {"scoring": speed}, **baseline)
+        tracker.publish(outcome, run)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

@@ -69,9 +69,9 @@ def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
     settings = _plain(composed)
     resume = settings.pop("resume")
     if resume is None:
-        settings = use_prompt_file(settings, _overrides())
+        settings = use_prompt_file(settings, overrides())
         return parse(settings), _output()
-    extra = [o for o in _overrides() if not o.startswith("resume=")]
+    extra = [o for o in overrides() if not o.startswith("resume=")]
     if extra:
         raise UserError(
             f"resume={resume} goes on with that run's configuration; {', '.join(extra)} would change it.\n"
@@ -93,9 +93,9 @@ def evaluation_config(composed: DictConfig) -> tuple[Config, list[Run], Run]:
     runs = [Run.open(Path(path)) for path in named]
     output = _output()
     if not runs:
-        return parse(use_prompt_file(settings, _overrides())), [], output
-    overrides = [o for o in _overrides() if o.partition("=")[0] not in _COMMAND_KEYS]
-    swapped = [o for o in overrides if o.partition("=")[0] in _GROUPS]
+        return parse(use_prompt_file(settings, overrides())), [], output
+    values = [o for o in overrides() if o.partition("=")[0] not in _COMMAND_KEYS]
+    swapped = [o for o in values if o.partition("=")[0] in _GROUPS]
     if swapped:
         raise UserError(
             f"{', '.join(swapped)}: a trained run is scored with its own settings, whole groups can't be "
@@ -103,9 +103,9 @@ def evaluation_config(composed: DictConfig) -> tuple[Config, list[Run], Run]:
         )
     merged = OmegaConf.merge(
         OmegaConf.create(runs[0].settings()),
-        OmegaConf.from_dotlist([o.lstrip("+") for o in overrides]),
+        OmegaConf.from_dotlist([o.lstrip("+") for o in values]),
     )
-    return parse(use_prompt_file(_plain(merged), overrides)), runs, output
+    return parse(use_prompt_file(_plain(merged), values)), runs, output
 
 
 def _output() -> Run:
@@ -114,7 +114,8 @@ def _output() -> Run:
     return Run(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _overrides() -> list[str]:
+def overrides() -> list[str]:
+    """What was typed behind the command, without Hydra's own settings."""
     return list(HydraConfig.get().overrides.task)
 
 
@@ -135,4 +136,4 @@ def sweep_name() -> str | None:
 
 def command_line() -> str:
     """The command that was typed, for reports: ``python train.py fold=1``."""
-    return " ".join(["python", Path(sys.argv[0]).name, *_overrides()])
+    return " ".join(["python", Path(sys.argv[0]).name, *overrides()])

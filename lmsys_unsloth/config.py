@@ -115,6 +115,8 @@ class LoggerConfig(Section):
     entity: str | None
     group: str | None
     tags: list[str]
+    save_adapter: bool
+    """Upload the trained adapters as a wandb artifact."""
 
 
 class DebugConfig(Section):

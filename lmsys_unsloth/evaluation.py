@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,16 @@ log = logging.getLogger(__name__)
 
 WHOLE = -1
 """Fold of rows that belong to none: a whole file was scored."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation found, ready to be shown and tracked."""
+
+    metrics: dict[str, Any]
+    predictions: Predictions
+    rows: Sequence[Comparison]
+    """The scored rows, in the order of ``predictions``."""
 
 
 @torch.no_grad()
@@ -59,16 +70,44 @@ def predict(
     config: EvalConfig,
     fold: int,
     groups: Sequence[Any] | NDArray[Any] | None,
-) -> Predictions:
-    """Score rows, and again with the bots exchanged where ``eval.swap`` says so (then both are averaged)."""
+) -> tuple[Predictions, dict[str, float]]:
+    """Score rows, and again with the bots exchanged where ``eval.swap`` says so (then both are averaged).
+
+    Returns:
+        Predictions, and how fast they were made: ``seconds``, ``rows_per_second`` (scorings, so a
+        swapped row counts twice), ``tokens_per_second``, ``peak_memory_gb``; for ``uncertain`` also
+        ``swap_seconds`` and ``swap_seconds_saved``, against exchanging the bots of every row.
+    """
+    started = time.perf_counter()
     probabilities = score(model, encoded, encoder, config.tokens_per_batch)
+    seconds = time.perf_counter() - started
     predicted = to_predictions(rows, encoded, probabilities, fold, groups)
     if config.swap == "none":
-        return predicted
+        return predicted, _speed(encoded, seconds)
     share = config.swap_share if config.swap == "uncertain" else 1.0
     where = predictions.least_certain(probabilities, share)
     exchanged = encode_cached(encoder, [rows[i].swapped() for i in where], progress=True)
-    return predictions.with_swap(predicted, score(model, exchanged, encoder, config.tokens_per_batch), where)
+    started = time.perf_counter()
+    swapped = score(model, exchanged, encoder, config.tokens_per_batch)
+    swap_seconds = time.perf_counter() - started
+    speed = _speed([*encoded, *exchanged], seconds + swap_seconds)
+    if config.swap == "uncertain":
+        saved = max(0.0, seconds - swap_seconds)
+        speed |= {"swap_seconds": swap_seconds, "swap_seconds_saved": saved}
+        log.info(
+            "%d of %d rows scored with exchanged bots too: %.1f s instead of about %.1f s for all",
+            len(where), len(rows), swap_seconds, seconds,
+        )  # fmt: skip
+    return predictions.with_swap(predicted, swapped, where), speed
+
+
+def _speed(scored: Sequence[EncodedRow], seconds: float) -> dict[str, float]:
+    return {
+        "seconds": seconds,
+        "rows_per_second": len(scored) / seconds,
+        "tokens_per_second": sum(len(row.input_ids) for row in scored) / seconds,
+        "peak_memory_gb": memory.peak_gb(),
+    }
 
 
 def to_predictions(
@@ -112,29 +151,31 @@ def conclude(
     config: Config,
     predicted: Predictions,
     rows: Sequence[Comparison],
+    further: Mapping[str, Any] | None = None,
     **baseline: Any,
-) -> dict[str, Any]:
-    """Write predictions, metrics and report of a scored set of rows; print the summary; return the metrics.
+) -> Outcome:
+    """Write predictions, metrics and report of a scored set of rows, and print the summary.
 
-    Unlabelled rows give ``submission.csv`` instead of metrics.
+    Rows without any label give ``submission.csv`` too, and metrics without a score.
 
     Args:
         rows: the scored rows, in the order of ``predicted``.
+        further: metrics that are known already, such as the speed.
         baseline: ``train_prior``, ``baseline_probabilities`` of ``metrics.score`` (:func:`learned_from`).
     """
     predictions.write(run.predictions, predicted)
-    if not predicted.labelled.any():
-        predictions.write_submission(run.submission, predicted)
-        print(f"{len(predicted)} rows predicted: {run.submission}")
-        return {}
     result = metrics.score(
         predicted, true_probabilities=_true_probabilities(rows), seed=config.seed, **baseline
-    )
+    ) | dict(further or {})
     write_json(run.metrics, result)
     report.write_report(run.path, result, predicted, rows, **run.for_report())
-    report.print_summary(result)
+    if predicted.labelled.any():
+        report.print_summary(result)
+    else:
+        predictions.write_submission(run.submission, predicted)
+        print(f"{len(predicted)} rows predicted: {run.submission}")
     print(f"run directory: {run.path}")
-    return result
+    return Outcome(result, predicted, rows)
 
 
 def _true_probabilities(rows: Sequence[Comparison]) -> NDArray[np.float64] | None:
@@ -151,22 +192,22 @@ class _ToScore:
     groups: NDArray[Any] | None
 
 
-def rescore(config: Config, trained: Run | None, output: Run) -> dict[str, Any]:
+def rescore(config: Config, trained: Run | None, output: Run) -> Outcome:
     """Load a trained or untrained model and score rows with it.
 
     Scored is the validation fold that the run held out. A file that the run was not trained on, or one
     without labels, is scored whole.
     """
     chosen = _rows_to_score(config, trained, output)
-    predicted = _predict(config, trained, chosen, output)
+    predicted, speed = _predict(config, trained, chosen, output)
     if trained is not None and chosen.fold != WHOLE:
         _compare(predicted, trained)
     baseline = learned_from(chosen.train, chosen.rows) if chosen.train else {}
-    return conclude(output, config, predicted, chosen.rows, **baseline)
+    return conclude(output, config, predicted, chosen.rows, {"scoring": speed}, **baseline)
 
 
-def merge(config: Config, trained: Sequence[Run], output: Run) -> dict[str, Any]:
-    """Several runs as one: their folds as a cross-validation, runs over the same rows averaged.
+def merge(config: Config, trained: Sequence[Run], output: Run) -> Outcome:
+    """Several runs as one: their folds as a cross-validation, runs over the same rows averaged and compared.
 
     When ``data`` names rows that the runs were not trained on, every run predicts them first.
     """
@@ -180,9 +221,10 @@ def merge(config: Config, trained: Sequence[Run], output: Run) -> dict[str, Any]
         baseline: dict[str, Any] = {"train_prior": merged.train_prior}
         if len(np.unique(predicted.folds)) > 1:
             baseline["baseline_probabilities"] = baselines.cross_validated(rows, predicted.folds)
-        return conclude(output, config, predicted, rows, **baseline)
+        compared = crossvalidation.compared(merged, seed=config.seed)
+        return conclude(output, config, predicted, rows, {"runs_compared": compared}, **baseline)
     chosen = _rows_to_score(config, trained[0], output)
-    parts = [_predict(parse(run.settings()), run, chosen, output) for run in trained]
+    parts = [_predict(parse(run.settings()), run, chosen, output)[0] for run in trained]
     return conclude(output, config, averaging.average(parts), chosen.rows)
 
 
@@ -201,7 +243,9 @@ def _has_own_data(config: Config, trained: Run) -> bool:
     return parse(trained.settings()).data == config.data
 
 
-def _predict(config: Config, trained: Run | None, chosen: _ToScore, output: Run) -> Predictions:
+def _predict(
+    config: Config, trained: Run | None, chosen: _ToScore, output: Run
+) -> tuple[Predictions, dict[str, float]]:
     encoder = RowEncoder(models.load_tokenizer(config.model), config.prompt)
     encoded = encode_cached(encoder, chosen.rows, progress=True)
     preview.write_samples(output, encoder, encoded)

@@ -107,6 +107,8 @@ def test_swap_averaging_is_symmetric_and_reported(trained: Path) -> None:
     run("eval.py", "run=RUN", "eval.swap=uncertain", "hydra.run.dir=SOME", cwd=trained.parent)
     some = pd.read_parquet(trained.parent / "SOME" / "predictions.parquet")
     assert some["p_swap_a"].notna().sum() == round(0.25 * len(some))
+    speed = json.loads((trained.parent / "SOME" / "metrics.json").read_text())["scoring"]
+    assert 0 < speed["swap_seconds"] < speed["seconds"] and speed["swap_seconds_saved"] >= 0
 
 
 def test_unlabelled_rows_give_a_submission(trained: Path) -> None:
@@ -118,6 +120,9 @@ def test_unlabelled_rows_give_a_submission(trained: Path) -> None:
     assert list(submission.columns) == ["id", "winner_model_a", "winner_model_b", "winner_tie"]
     assert submission["id"].tolist() == [9, 3, 7]
     np.testing.assert_allclose(submission.iloc[:, 1:].sum(axis=1), 1, atol=1e-6)
+    report = (trained.parent / "TEST" / "report.html").read_text()
+    assert "no labelled rows: predictions only" in report and "least certain" in report
+    assert json.loads((trained.parent / "TEST" / "metrics.json").read_text())["n_unlabelled"] == len(submission)
 
 
 def test_an_untrained_model_can_be_scored(trained: Path, tiny_folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lmsys_unsloth.config import UserError
 from lmsys_unsloth.scoring import predictions
 from lmsys_unsloth.scoring.averaging import best_weights
-from lmsys_unsloth.scoring.crossvalidation import merge
+from lmsys_unsloth.scoring.crossvalidation import compared, merge
 from lmsys_unsloth.scoring.predictions import Predictions
 
 ROWS = 60
@@ -162,3 +162,15 @@ def test_runs_that_do_not_say_what_all_rows_are(tmp_path):
     (runs[0] / "folds.csv").unlink()
     with pytest.raises(UserError, match=r"has no folds\.csv"):
         merge(runs)
+
+
+def test_averaged_models_are_compared_over_all_folds(tmp_path):
+    flat = np.full((ROWS, 3), 1 / 3)
+    good = [make_run(tmp_path / f"good{fold}", fold) for fold in range(FOLDS)]
+    poor = [make_run(tmp_path / f"poor{fold}", fold, flat) for fold in range(FOLDS)]
+    first, second = compared(merge([*good, *poor]))
+    assert first["runs"] == [str(run) for run in good] and second["runs"] == [str(run) for run in poor]
+    assert first["difference"] is None and second["log_loss"] == pytest.approx(np.log(3))
+    assert second["difference"] == pytest.approx(second["log_loss"] - first["log_loss"])
+    assert second["difference_ci"][0] < second["difference"] < second["difference_ci"][1]
+    assert compared(merge(good)) == []

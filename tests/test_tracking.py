@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb
 from test_config import composed
 
 from lmsys_unsloth import tracking
+from lmsys_unsloth.comparisons import Comparison
 from lmsys_unsloth.config import Config, parse
+from lmsys_unsloth.evaluation import Outcome, conclude
 from lmsys_unsloth.runs import Run
+from lmsys_unsloth.scoring.predictions import Predictions, with_swap
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +29,75 @@ def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def config(*overrides: str) -> Config:
     return parse(composed("logger=wandb", *overrides))
+
+
+def outcome(run: Run) -> Outcome:
+    """A small evaluation, concluded in ``run``: metrics, report and plots are written."""
+    random = np.random.default_rng(0)
+    rows = [
+        Comparison(id=f"row {k}", prompts=["q"], responses_a=["<b>x</b>"], responses_b=["y"], label=k % 3)
+        for k in range(30)
+    ]
+    scored = Predictions(
+        [row.id for row in rows],
+        np.zeros(30, np.int64),
+        random.dirichlet(np.ones(3), 30).astype(np.float32),
+        np.array([row.label for row in rows]),
+    )
+    both = with_swap(scored, scored.probabilities[:, [1, 0, 2]])
+    run.describe(config(), "python train.py")
+    speed = {"scoring": {"tokens_per_second": 5.0, "rows_per_second": 1.0}}
+    regression = random.dirichlet(np.ones(3), 30)
+    return conclude(run, config(), both, rows, speed, baseline_probabilities=regression)
+
+
+def test_an_evaluation_becomes_numbers_tables_plots_and_an_artifact(tmp_path: Path) -> None:
+    run = Run(tmp_path / "RUN")
+    run.adapter.mkdir(parents=True)
+    (run.adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    asked = config("logger.save_adapter=true")
+    with tracking.start(asked, run, job_type="train") as tracker:
+        assert isinstance(tracker, tracking.WandbTracker)
+        found = outcome(run)
+        tracker.publish(found, run)
+        summary, media = tracker.run.summary, Path(tracker.run.dir, "media")
+        assert summary["eval/log_loss"] == found.metrics["log_loss"] and summary["eval/fold"] == 0
+        assert summary["eval/baselines/class_prior"] and summary["eval/scoring/tokens_per_second"] == 5.0
+        table = summary["tables/predictions"]
+        assert table["_type"] == "table-file" and table["nrows"] == 30 and table["ncols"] == 7
+        assert summary["tables/worst_rows"]["nrows"] == 20
+        assert summary["plots/confusion"]["_type"] == "image-file"
+    stored = json.loads(next(media.glob("table/tables/predictions*.json")).read_text())
+    assert stored["columns"] == ["id", "fold", "p_a", "p_b", "p_tie", "label", "log_loss"]
+    p = found.predictions.probabilities[4]
+    assert stored["data"][4][0] == "row 4" and stored["data"][4][6] == pytest.approx(-np.log(p[1]), rel=1e-5)
+    log = b"".join(file.read_bytes() for file in run.path.glob("wandb/*/*.wandb"))
+    assert b"adapter_model.safetensors" in log
+
+
+def test_an_adapter_is_uploaded_only_when_asked(tmp_path: Path) -> None:
+    run = Run(tmp_path / "RUN")
+    run.adapter.mkdir(parents=True)
+    with tracking.start(config(), run, job_type="train") as tracker:
+        tracker.publish(outcome(run), run)
+    log = b"".join(file.read_bytes() for file in run.path.glob("wandb/*/*.wandb"))
+    assert b"worst_rows" in log and b"adapter_model.safetensors" not in log
+
+
+def test_tags_come_from_the_command_line_without_paths() -> None:
+    typed = ["model=llama3", "++lora.r=64", "data.path=/home/me/train.csv", "logger=wandb", "runs=[a,b]"]
+    assert tracking.tags(typed) == ["model=llama3", "lora.r=64"]
+    assert len(tracking.tags(["prompt.name=" + "x" * 99])[0]) == 64
+
+
+def test_the_folds_of_a_cross_validation_share_a_group(tmp_path: Path) -> None:
+    first, second, other = (
+        tracking.cv_name(config(*typed)) for typed in (["fold=0"], ["fold=1"], ["fold=1", "lora.r=8"])
+    )
+    assert first == second != other and first.startswith("cv smollm2 v1 ")
+    with tracking.start(config(), Run(tmp_path), job_type="eval", overrides=["fold=0"]) as tracker:
+        assert isinstance(tracker, tracking.WandbTracker)
+        assert tracker.run.group == first and tracker.run.tags == ("fold=0",)
 
 
 def test_without_a_key_it_goes_on_offline(tmp_path: Path) -> None:

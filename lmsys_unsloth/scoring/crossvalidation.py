@@ -13,7 +13,7 @@ import numpy as np
 
 from lmsys_unsloth.comparisons import LABELS
 from lmsys_unsloth.config import UserError
-from lmsys_unsloth.scoring import averaging
+from lmsys_unsloth.scoring import averaging, metrics
 from lmsys_unsloth.scoring import predictions as stored
 from lmsys_unsloth.scoring.predictions import Predictions, listed, repeated
 
@@ -29,6 +29,8 @@ class Merged:
     """Share of the 1st, 2nd, … run of every inner list; None where nothing was averaged."""
     train_prior: tuple[float, float, float] | None
     """Class shares of the training rows, weighted by the rows each run scored; None if unknown."""
+    models: list[Predictions]
+    """What was averaged: predictions of the 1st, 2nd, … run of every inner list, over all rows."""
 
     @property
     def description(self) -> str:
@@ -80,7 +82,29 @@ def merge(runs: Sequence[Path], *, fit_weights: bool = False) -> Merged:
         [[str(member.path) for member in one] for one in sets],
         weights,
         _train_prior(members),
+        _models(sets),
     )
+
+
+def compared(merged: Merged, seed: int = 0) -> list[dict[str, Any]]:
+    """Log loss of each averaged model, and its paired difference from the first; empty for a single model.
+
+    ``difference`` below zero: better than the first. ``difference_ci`` is its 95% interval.
+    """
+    if len(merged.models) < 2 or not merged.models[0].labelled.any():
+        return []
+    found: list[dict[str, Any]] = []
+    for k, model in enumerate(merged.models):
+        pair = metrics.compare(model, merged.models[0], seed)
+        found.append(
+            {
+                "runs": [names[k] for names in merged.members],
+                "log_loss": pair["log_loss"][0],
+                "difference": pair["difference"] if k else None,
+                "difference_ci": pair["difference_ci"] if k else None,
+            }
+        )
+    return found
 
 
 def _by_rows(members: Sequence[_Member]) -> list[list[_Member]]:
@@ -175,6 +199,14 @@ def _description(run: Path) -> dict[str, Any]:
 def _folds(member: _Member) -> dict[str, Any]:
     described = member.data.get("folds")
     return described if isinstance(described, dict) else {}
+
+
+def _models(sets: Sequence[Sequence[_Member]]) -> list[Predictions]:
+    """The n-th runs of all sets put together; none when the sets differ in size or hold one run each."""
+    counts = {len(same) for same in sets}
+    if len(counts) > 1 or counts == {1}:
+        return []
+    return [_joined([same[k].predictions for same in sets]) for k in range(counts.pop())]
 
 
 def _train_prior(members: Sequence[_Member]) -> tuple[float, float, float] | None:

@@ -63,8 +63,10 @@ def summary(
         _against_best(metrics),
         _accuracy(metrics),
         _folds(metrics),
+        _runs_compared(metrics),
         _calibration(metrics),
         _position(metrics),
+        _swapped_share(metrics),
         _weak_spots(metrics, slices or {}),
         _leaderboard(metrics),
     ]
@@ -199,6 +201,20 @@ def _folds(m: Mapping[str, Any]) -> Sentence | None:
     )
 
 
+def _runs_compared(m: Mapping[str, Any]) -> Sentence | None:
+    """The average against its best member: what averaging was worth."""
+    compared = m.get("runs_compared")
+    if not compared:
+        return None
+    best = min(range(len(compared)), key=lambda k: compared[k]["log_loss"])
+    loss, gain = compared[best]["log_loss"], compared[best]["log_loss"] - m["log_loss"]
+    verdict = f"{gain:.3f} better than" if gain > 0 else f"{-gain:.3f} worse than"
+    return Sentence(
+        f"This is an average of {len(compared)} models, {verdict} the best of them alone "
+        f"(model {best + 1}, {loss:.3f})."
+    )
+
+
 def _confidence(m: Mapping[str, Any]) -> int:
     """1 too sure, -1 too timid, 0 neither. A temperature counts when it helps rows it was not fitted on."""
     temperature, after = m.get("temperature"), m.get("log_loss_after_temperature")
@@ -234,6 +250,17 @@ def _position(m: Mapping[str, Any]) -> Sentence | None:
         f"Being shown {direction} gains a bot {abs(bias):.1%} probability; exchanging the bots changes the "
         f"most probable outcome of {swap['flips']:.1%} of {swap['n']:,} rows.",
         "bad" if strong else "good",
+    )
+
+
+def _swapped_share(m: Mapping[str, Any]) -> Sentence | None:
+    speed = m.get("scoring") or {}
+    if "swap_seconds_saved" not in speed or not m.get("swap"):
+        return None
+    saved = speed["swap_seconds_saved"]
+    return Sentence(
+        f"Only the {m['swap']['n']:,} least certain of {m['n']:,} rows were scored in both orders, which "
+        f"saved about {saved:.0f} s of {speed['seconds'] + saved:.0f} s."
     )
 
 
