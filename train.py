@@ -41,10 +41,10 @@ def train(config: Config, run: Run) -> None:
         config, run, job_type="train", sweep=cli.sweep_name(), overrides=cli.overrides()
     ) as tracker:
         model = training.trained_model(
-            config, run, tokenizer, encoder, train_rows, [len(unit) for unit in units], tracker
+            config, run, tokenizer, encoder.answer_ids, train_rows, [len(unit) for unit in units], tracker
         )
         predicted, speed = evaluation.predict(
-            model, encoder, fold.validation, validation_rows, config.eval, config.fold, fold.groups
+            model, encoder, fold.validation, validation_rows, config, config.fold, fold.groups
         )
         baseline = evaluation.learned_from(fold.train, fold.validation)
         outcome = evaluation.conclude(run, config, predicted, fold.validation, {"scoring": speed}, **baseline)

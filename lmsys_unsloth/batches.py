@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,47 +20,56 @@ AnswerIds = Sequence[Sequence[int]]
 """Token ids of the three answers in ``LABELS`` order; one id each unless the template allows several."""
 
 
-class AnswerSlot(Protocol):
-    """What running a model needs to know of the encoder of its rows."""
-
-    @property
-    def answer_ids(self) -> AnswerIds: ...
-
-    @property
-    def pad_id(self) -> int: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right to the longest of them.
-
-    No attention mask is needed: attention is causal and the padding comes after the answer
-    slot, so nothing that is read has seen it.
-    """
+    """Rows one behind the other, without padding; each ends where its answer must follow."""
 
     input_ids: Tensor
-    """int64 ``[rows, longest]``."""
-    slots: Tensor
-    """int64 ``[rows]``: position of each row's last token, whose hidden state predicts the answer."""
+    """int64 ``[tokens]``."""
+    lengths: tuple[int, ...]
+    """Tokens of each row. Plain numbers: reading them never waits for a GPU."""
     targets: Tensor
     """float32 ``[rows, 3]``: probability of each answer in ``LABELS`` order; zeros when unlabelled."""
 
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def padded_tokens(self) -> int:
+        """What budgets count: rows times the longest of them."""
+        return len(self) * max(self.lengths)
+
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.slots.to(device), self.targets.to(device))
+        return Batch(self.input_ids.to(device), self.lengths, self.targets.to(device))
+
+    def split(self, tokens: int) -> list[Batch]:
+        """The same rows in batches of at most so many padded tokens; a longer row stays alone.
+
+        >>> batch = collate([np.arange(4), np.arange(5), np.arange(2)], [(0, 0, 0)] * 3)
+        >>> [part.lengths for part in batch.split(10)]
+        [(4, 5), (2,)]
+        """
+        ids, rows = torch.split(self.input_ids, list(self.lengths)), range(len(self))
+        return [
+            Batch(
+                torch.cat([ids[row] for row in part]),
+                tuple(self.lengths[row] for row in part),
+                self.targets[list(part)],
+            )
+            for part in _cut([(row,) for row in rows], self.lengths, tokens, rows_per_batch=len(self))
+        ]
 
 
-def collate(ids: Sequence[np.ndarray], targets: Sequence[Sequence[float]], pad_id: int) -> Batch:
-    """Pad token ids on the right.
+def collate(ids: Sequence[np.ndarray], targets: Sequence[Sequence[float]]) -> Batch:
+    """Put rows one behind the other.
 
-    >>> batch = collate([np.array([5, 6, 7]), np.array([8])], [(1, 0, 0), (0, 0, 1)], pad_id=0)
-    >>> batch.input_ids.tolist(), batch.slots.tolist()
-    ([[5, 6, 7], [8, 0, 0]], [2, 0])
+    >>> batch = collate([np.array([5, 6, 7]), np.array([8])], [(1, 0, 0), (0, 0, 1)])
+    >>> batch.input_ids.tolist(), batch.lengths
+    ([5, 6, 7, 8], (3, 1))
     """
-    input_ids = torch.full((len(ids), max(map(len, ids))), pad_id, dtype=torch.int64)
-    for row, row_ids in enumerate(ids):
-        input_ids[row, : len(row_ids)] = torch.as_tensor(np.asarray(row_ids, dtype=np.int64))
-    slots = torch.tensor([len(row_ids) - 1 for row_ids in ids])
-    return Batch(input_ids, slots, torch.tensor(np.asarray(targets, dtype=np.float32)))
+    joined = np.concatenate([np.asarray(row_ids, dtype=np.int64) for row_ids in ids])
+    lengths = tuple(len(row_ids) for row_ids in ids)
+    return Batch(torch.from_numpy(joined), lengths, torch.tensor(np.asarray(targets, dtype=np.float32)))
 
 
 def target(label: int | None, soft_label: Sequence[float] | None) -> tuple[float, ...]:
@@ -102,6 +111,7 @@ def plan_steps(
     rows_per_step: int,
     tokens_per_micro_batch: int,
     seed: int,
+    tokens_per_step: int | None = None,
 ) -> list[Step]:
     """Every optimiser step of the training, decided before it starts and the same for the same seed.
 
@@ -109,6 +119,8 @@ def plan_steps(
         units: row indices that must be averaged in the same step (a row and its mirror, say).
         lengths: tokens of each row.
         rows_per_step: upper limit on rows in a step; a unit larger than that is a step of its own.
+        tokens_per_step: upper limit on tokens in a step, so that steps of long rows are not dearer than
+            others; None for none.
         tokens_per_micro_batch: upper limit on padded tokens in one forward pass.
 
     Returns:
@@ -125,9 +137,10 @@ def plan_steps(
             rows = sorted(
                 (int(unit) for unit in order[start : start + window]), key=lambda unit: longest[unit]
             )
-            cut = list(_cut([units[unit] for unit in rows], lengths, tokens_per_micro_batch, rows_per_step))
+            budget = min(tokens_per_micro_batch, tokens_per_step or tokens_per_micro_batch)
+            cut = list(_cut([units[unit] for unit in rows], lengths, budget, rows_per_step))
             micro_batches += [cut[i] for i in random.permutation(len(cut))]
-        steps += _fill_steps(micro_batches, rows_per_step)
+        steps += _fill_steps(micro_batches, lengths, rows_per_step, tokens_per_step or sys.maxsize)
     return steps
 
 
@@ -149,10 +162,13 @@ def _cut(
         yield tuple(batch)
 
 
-def _fill_steps(micro_batches: Sequence[MicroBatch], rows_per_step: int) -> Iterator[Step]:
+def _fill_steps(
+    micro_batches: Sequence[MicroBatch], lengths: Sequence[int], rows_per_step: int, tokens_per_step: int
+) -> Iterator[Step]:
     step: list[MicroBatch] = []
     for micro_batch in micro_batches:
-        if step and sum(map(len, step)) + len(micro_batch) > rows_per_step:
+        rows = [row for part in [*step, micro_batch] for row in part]
+        if step and (len(rows) > rows_per_step or sum(lengths[row] for row in rows) > tokens_per_step):
             yield tuple(step)
             step = []
         step.append(micro_batch)
@@ -161,7 +177,7 @@ def _fill_steps(micro_batches: Sequence[MicroBatch], rows_per_step: int) -> Iter
 
 
 def padding_share(micro_batches: Sequence[MicroBatch], lengths: Sequence[int]) -> float:
-    """Share of computed positions that are padding, 0 to 1."""
+    """Share of positions that would be padding, 0 to 1, if each batch were padded to its longest row."""
     computed = sum(len(rows) * max(lengths[row] for row in rows) for rows in micro_batches)
     used = sum(lengths[row] for rows in micro_batches for row in rows)
     return 1 - used / computed if computed else 0.0

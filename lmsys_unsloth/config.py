@@ -52,6 +52,9 @@ class ModelConfig(Section):
     """Local folder in Hugging Face format; wins over ``repo`` and ``package``."""
     revision: str | None
     load_in_4bit: bool
+    resident: Literal["auto", "4bit", "bf16"]
+    """Form of 4-bit weights in memory: bf16 holds the same values dequantised once instead of at every
+    pass; auto does so when it takes no more than a quarter of the free memory."""
     dtype: Literal["auto", "bfloat16", "float32"]
     max_seq_length: PositiveInt
     learning_rate: PositiveFloat
@@ -69,7 +72,7 @@ class LoraConfig(Section):
     ] = Field(min_length=1)
     use_rslora: bool
     first_layer: NonNegativeInt
-    """Layers below this one carry no adapters."""
+    """Layers below this one carry no adapters, get no gradient and keep no activations."""
 
 
 class TrainConfig(Section):
@@ -78,9 +81,11 @@ class TrainConfig(Section):
     epochs: PositiveInt
     max_steps: PositiveInt | None
     rows_per_step: PositiveInt
-    """Rows averaged in one optimiser step."""
+    """Upper limit on rows averaged in one optimiser step."""
+    tokens_per_step: PositiveInt | None
+    """Upper limit on tokens in one optimiser step besides; null: none."""
     tokens_per_micro_batch: PositiveInt
-    """Upper limit on padded tokens in one forward pass; a longer single row passes alone."""
+    """Upper limit on rows × longest row in one forward pass; a longer single row passes alone."""
     learning_rate: PositiveFloat
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
     warmup_ratio: float = Field(ge=0, le=1)
@@ -89,7 +94,10 @@ class TrainConfig(Section):
     optimizer: Literal["adamw_8bit", "adamw_torch_fused", "adamw_torch"]
     loss: Literal["vocabulary", "answers"]
     """Cross-entropy over the whole vocabulary, or over the three answer tokens only."""
-    gradient_checkpointing: bool
+    fast: bool
+    """Compute only what the answer slot needs (training and scoring); false: the model's own forward."""
+    checkpoint: Literal["auto", "none", "all"]
+    """Layers whose activations are computed again instead of kept: as many as memory demands, none, all."""
     log_every: PositiveInt
     save_every: PositiveInt
 
@@ -98,7 +106,7 @@ class EvalConfig(Section):
     """Scoring of validation or unlabelled rows."""
 
     tokens_per_batch: PositiveInt
-    """Upper limit on padded tokens in one forward pass; a longer single row passes alone."""
+    """Upper limit on rows × longest row in one forward pass; a longer single row passes alone."""
     swap: Literal["none", "average", "uncertain"]
     """Score rows with the bots exchanged too and average: no row, every row, or the least certain ones."""
     swap_share: float = Field(gt=0, le=1)

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from lmsys_unsloth import memory, models, preflight, preview
-from lmsys_unsloth.batches import AnswerSlot, by_length, collate, target
+from lmsys_unsloth.agreement import agreeing_decoder
+from lmsys_unsloth.batches import AnswerIds, Batch, by_length, collate, target
 from lmsys_unsloth.comparisons import LABELS, Comparison
-from lmsys_unsloth.config import Config, EvalConfig, parse
+from lmsys_unsloth.config import Config, parse
+from lmsys_unsloth.decoder import Decoder
 from lmsys_unsloth.files import write_json
 from lmsys_unsloth.forward import answer_probabilities
 from lmsys_unsloth.progress import progress
@@ -44,9 +46,10 @@ class Outcome:
 
 @torch.no_grad()
 def score(
-    model: nn.Module, rows: Sequence[EncodedRow], slot: AnswerSlot, tokens_per_batch: int
+    decoder: Decoder, rows: Sequence[EncodedRow], answer_ids: AnswerIds, tokens_per_batch: int
 ) -> NDArray[np.float32]:
     """Probabilities ``[rows, 3]`` in ``LABELS`` order, float32, each row summing to 1; input order."""
+    model = decoder.model
     was_training = model.training
     model.eval()
     device, freed = next(model.parameters()).device, memory.Releaser()
@@ -54,12 +57,26 @@ def score(
     with progress("scoring", len(rows), "row") as bar:
         for chosen in by_length([len(row.input_ids) for row in rows], tokens_per_batch):
             ids = [rows[row].input_ids for row in chosen]
-            batch = collate(ids, [target(None, None)] * len(chosen), slot.pad_id).to(device)
-            result[list(chosen)] = answer_probabilities(model, batch, slot.answer_ids).cpu().numpy()
+            batch = collate(ids, [target(None, None)] * len(chosen)).to(device)
+            result[list(chosen)] = _probabilities(decoder, batch, answer_ids).cpu().numpy()
             bar.advance(len(chosen))
             freed.release()
     model.train(was_training)
     return result
+
+
+def _probabilities(decoder: Decoder, batch: Batch, answer_ids: AnswerIds) -> Tensor:
+    """Of a batch, in parts when the memory is too small for all of it."""
+    try:
+        return answer_probabilities(decoder, batch, answer_ids)
+    except RuntimeError as error:
+        if len(batch) == 1 or not memory.is_out_of_memory(error):
+            raise
+    parts = batch.split(batch.padded_tokens // 2)
+    log.warning(
+        "out of memory with %d tokens in a batch: scored in %d parts", batch.padded_tokens, len(parts)
+    )
+    return torch.cat([_probabilities(decoder, part, answer_ids) for part in parts])
 
 
 def predict(
@@ -67,7 +84,7 @@ def predict(
     encoder: RowEncoder,
     rows: Sequence[Comparison],
     encoded: Sequence[EncodedRow],
-    config: EvalConfig,
+    config: Config,
     fold: int,
     groups: Sequence[Any] | NDArray[Any] | None,
 ) -> tuple[Predictions, dict[str, float]]:
@@ -78,20 +95,22 @@ def predict(
         swapped row counts twice), ``tokens_per_second``, ``peak_memory_gb``; for ``uncertain`` also
         ``swap_seconds`` and ``swap_seconds_saved``, against exchanging the bots of every row.
     """
+    decoder = agreeing_decoder(model, encoded, encoder.answer_ids, fast=config.train.fast)
+    tokens, swap = config.eval.tokens_per_batch, config.eval.swap
     started = time.perf_counter()
-    probabilities = score(model, encoded, encoder, config.tokens_per_batch)
+    probabilities = score(decoder, encoded, encoder.answer_ids, tokens)
     seconds = time.perf_counter() - started
     predicted = to_predictions(rows, encoded, probabilities, fold, groups)
-    if config.swap == "none":
+    if swap == "none":
         return predicted, _speed(encoded, seconds)
-    share = config.swap_share if config.swap == "uncertain" else 1.0
+    share = config.eval.swap_share if swap == "uncertain" else 1.0
     where = predictions.least_certain(probabilities, share)
     exchanged = encode_cached(encoder, [rows[i].swapped() for i in where], progress=True)
     started = time.perf_counter()
-    swapped = score(model, exchanged, encoder, config.tokens_per_batch)
+    swapped = score(decoder, exchanged, encoder.answer_ids, tokens)
     swap_seconds = time.perf_counter() - started
     speed = _speed([*encoded, *exchanged], seconds + swap_seconds)
-    if config.swap == "uncertain":
+    if swap == "uncertain":
         saved = max(0.0, seconds - swap_seconds)
         speed |= {"swap_seconds": swap_seconds, "swap_seconds_saved": saved}
         log.info(
@@ -253,7 +272,7 @@ def _predict(
     model: nn.Module = models.load_model(config.model)
     if trained is not None:
         model = models.load_adapters(model, trained.adapter)
-    return predict(model, encoder, chosen.rows, encoded, config.eval, chosen.fold, chosen.groups)
+    return predict(model, encoder, chosen.rows, encoded, config, chosen.fold, chosen.groups)
 
 
 def _compare(predicted: Predictions, trained: Run) -> None:

@@ -1,7 +1,7 @@
 """Batch → answer probabilities and losses: the only place where a model is run.
 
-Training and evaluation share it. The decoder gives hidden states; the LM head is applied
-to the answer slot of each row and nowhere else.
+Training and evaluation share it. A :class:`~lmsys_unsloth.decoder.Decoder` gives hidden states at the
+answer slot of each row; the LM head is applied to them and to nothing else.
 """
 
 from __future__ import annotations
@@ -11,22 +11,9 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lmsys_unsloth.batches import AnswerIds, Batch
-
-
-def causal_lm(model: nn.Module) -> nn.Module:
-    """The transformers model inside an optional PEFT wrapper."""
-    unwrap = getattr(model, "get_base_model", None)
-    return cast(nn.Module, unwrap()) if unwrap else model
-
-
-def hidden_states(model: nn.Module, input_ids: Tensor) -> Tensor:
-    """Last-layer hidden states after the final norm, ``[rows, positions, width]``; the LM head is not run."""
-    decoder = cast(nn.Module, causal_lm(model).model)
-    with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=_computes_in_bfloat16(model)):
-        return cast(Tensor, decoder(input_ids=input_ids, use_cache=False).last_hidden_state)
+from lmsys_unsloth.decoder import Decoder, causal_lm
 
 
 def head_logits(model: nn.Module, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
@@ -70,24 +57,24 @@ class _Float32Head(torch.autograd.Function):
         return total.to(ctx.dtype), None
 
 
-def answer_scores(model: nn.Module, batch: Batch, answer_ids: AnswerIds) -> Tensor:
+def answer_scores(decoder: Decoder, batch: Batch, answer_ids: AnswerIds) -> Tensor:
     """Float32 ``[rows, 3]`` whose softmax is the prediction.
 
     Single-token answers: their logits at the slot. Longer answers: the sum of the log-probabilities of
     their tokens, each given those before it.
     """
-    if all(len(ids) == 1 for ids in answer_ids):
-        return head_logits(model, _at_slots(model, batch), [ids[0] for ids in answer_ids])
-    return torch.stack([_answer_log_probability(model, batch, ids) for ids in answer_ids], dim=1)
+    if _single(answer_ids):
+        return head_logits(decoder.model, _at_slots(decoder, batch), [ids[0] for ids in answer_ids])
+    return torch.stack([_answer_log_probability(decoder, batch, ids) for ids in answer_ids], dim=1)
 
 
-def answer_probabilities(model: nn.Module, batch: Batch, answer_ids: AnswerIds) -> Tensor:
+def answer_probabilities(decoder: Decoder, batch: Batch, answer_ids: AnswerIds) -> Tensor:
     """Float32 ``[rows, 3]`` in ``LABELS`` order, each row summing to 1."""
-    return answer_scores(model, batch, answer_ids).softmax(dim=-1)
+    return answer_scores(decoder, batch, answer_ids).softmax(dim=-1)
 
 
 def answer_loss(
-    model: nn.Module, batch: Batch, answer_ids: AnswerIds, kind: Literal["vocabulary", "answers"]
+    decoder: Decoder, batch: Batch, answer_ids: AnswerIds, kind: Literal["vocabulary", "answers"]
 ) -> Tensor:
     """Sum over the rows of the cross-entropy against ``batch.targets``; a float32 scalar.
 
@@ -95,34 +82,31 @@ def answer_loss(
     vocabulary (for longer answers, over all their tokens).
     """
     if kind == "answers":
-        log_probabilities = answer_scores(model, batch, answer_ids).log_softmax(dim=-1)
-    elif all(len(ids) == 1 for ids in answer_ids):
-        logits = head_logits(model, _at_slots(model, batch))
+        log_probabilities = answer_scores(decoder, batch, answer_ids).log_softmax(dim=-1)
+    elif _single(answer_ids):
+        logits = head_logits(decoder.model, _at_slots(decoder, batch))
         answers = logits[:, [ids[0] for ids in answer_ids]]
         log_probabilities = answers - logits.logsumexp(dim=-1, keepdim=True)
     else:
-        log_probabilities = answer_scores(model, batch, answer_ids)
+        log_probabilities = answer_scores(decoder, batch, answer_ids)
     return -(batch.targets * log_probabilities).sum()
 
 
-def _at_slots(model: nn.Module, batch: Batch) -> Tensor:
-    states = hidden_states(model, batch.input_ids)
-    return states[torch.arange(len(states), device=states.device), batch.slots]
+def _single(answer_ids: AnswerIds) -> bool:
+    return all(len(ids) == 1 for ids in answer_ids)
 
 
-def _answer_log_probability(model: nn.Module, batch: Batch, ids: Sequence[int]) -> Tensor:
-    """``log p(ids | prompt)`` for each row: the answer's tokens overwrite the padding after the slot."""
-    rows = len(batch.slots)
+def _at_slots(decoder: Decoder, batch: Batch) -> Tensor:
+    """``[rows, width]``"""
+    return decoder(batch.input_ids, batch.lengths).squeeze(1)
+
+
+def _answer_log_probability(decoder: Decoder, batch: Batch, ids: Sequence[int]) -> Tensor:
+    """``log p(ids | prompt)`` for each row: all but the last token of the answer follow the prompt."""
     answer = torch.tensor(ids, device=batch.input_ids.device)
-    extended = F.pad(batch.input_ids, (0, len(ids) - 1))
-    positions = batch.slots[:, None] + torch.arange(len(ids), device=answer.device)
-    extended = extended.scatter(1, positions[:, 1:], answer[:-1].expand(rows, -1))
-    states = hidden_states(model, extended)
-    predicting = states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
-    log_probabilities = head_logits(model, predicting).log_softmax(dim=-1)
-    return log_probabilities.gather(2, answer.expand(rows, -1)[..., None]).squeeze(-1).sum(dim=1)
-
-
-def _computes_in_bfloat16(model: nn.Module) -> bool:
-    embeddings = cast(Any, causal_lm(model)).get_input_embeddings()
-    return bool(embeddings.weight.dtype == torch.bfloat16)
+    rows = torch.split(batch.input_ids, list(batch.lengths))
+    extended = torch.cat([part for row in rows for part in (row, answer[:-1])])
+    states = decoder(extended, [length + len(ids) - 1 for length in batch.lengths], last=len(ids))
+    log_probabilities = head_logits(decoder.model, states).log_softmax(dim=-1)
+    chosen = answer.expand(len(batch), -1)[..., None]
+    return log_probabilities.gather(2, chosen).squeeze(-1).sum(dim=1)

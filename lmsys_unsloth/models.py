@@ -11,14 +11,18 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from lmsys_unsloth import smollm2
+import torch
+from torch import nn
+
+from lmsys_unsloth import memory, smollm2
 from lmsys_unsloth.config import LoraConfig, ModelConfig, TrainConfig, UserError
+from lmsys_unsloth.decoder import Decoder, FastDecoder, OrdinaryDecoder, compute_dtype
+from lmsys_unsloth.layers import Kernels
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -108,11 +112,13 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
-def load_model(config: ModelConfig, *, gradient_checkpointing: bool = False) -> nn.Module:
-    """The base model through unsloth, in 4-bit NF4 unless the configuration says otherwise."""
-    unsloth = import_unsloth()
-    import torch
+def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Module:
+    """The base model through unsloth, in 4-bit NF4 unless the configuration says otherwise.
 
+    Args:
+        train: how it will be trained; None for scoring only.
+    """
+    unsloth = import_unsloth()
     folder = local_folder(config, weights=True)
     log.info("loading %s (%s)", config.name, "4-bit" if config.load_in_4bit else config.dtype)
     on_cpu = not torch.cuda.is_available()
@@ -125,11 +131,59 @@ def load_model(config: ModelConfig, *, gradient_checkpointing: bool = False) -> 
             max_seq_length=config.max_seq_length,
             dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
             load_in_4bit=config.load_in_4bit,
-            use_gradient_checkpointing="unsloth" if gradient_checkpointing else False,
+            use_gradient_checkpointing=_unsloth_checkpointing(train),
             trust_remote_code=False,
             **options,
         )
-    return cast("nn.Module", model)
+    if config.load_in_4bit and make_resident(model, config.resident):
+        log.info("4-bit weights dequantised once, to %s", compute_dtype(model))
+    return cast(nn.Module, model)
+
+
+RESIDENT_SHARE = 0.25
+"""Of the free memory, what dequantised weights may take besides: the rest is for activations."""
+
+
+def make_resident(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -> int:
+    """Replace 4-bit layers by plain ones with the same values, dequantised once, and return their number.
+
+    QLoRA trains against exactly these values and computes them again at every pass: at 1,000 tokens a
+    micro-batch that is a quarter of a step of Llama 3 8B.
+    """
+    import bitsandbytes as bnb
+
+    kind: Any = bnb.nn.modules.Linear4bit
+    quantised: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, kind)}
+    weights = sum(module.in_features * module.out_features for module in quantised.values())
+    dtype = compute_dtype(model)
+    extra = weights * (dtype.itemsize - 0.56)  # NF4 with its block scales has 4.5 bits a weight
+    if resident == "4bit" or (resident == "auto" and extra > RESIDENT_SHARE * memory.free_bytes()):
+        return 0
+    for name, module in quantised.items():
+        values = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        plain = nn.Linear(1, 1, bias=False)
+        plain.in_features, plain.out_features = module.in_features, module.out_features
+        plain.weight = nn.Parameter(values.to(dtype), requires_grad=False)
+        plain.bias = module.bias
+        model.set_submodule(name, plain)
+    return len(quantised)
+
+
+def _unsloth_checkpointing(train: TrainConfig | None) -> str | bool:
+    """The fast decoder checkpoints by itself; on the ordinary path unsloth does."""
+    return "unsloth" if train is not None and not train.fast and train.checkpoint == "all" else False
+
+
+def decoder(model: nn.Module, *, fast: bool) -> Decoder:
+    """What runs the model: packed rows on unsloth's kernels where there is a GPU, or its own forward."""
+    if not fast:
+        return OrdinaryDecoder(model)
+    if not torch.cuda.is_available():
+        return FastDecoder(model)
+    import_unsloth()
+    from unsloth.kernels import fast_rms_layernorm
+
+    return FastDecoder(model, Kernels(fast_rms_layernorm))
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, train: TrainConfig, *, seed: int) -> PeftModel:
@@ -152,7 +206,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, train: TrainConfig, *, se
             layers_to_transform=list(range(config.first_layer, depth)) if config.first_layer else None,
             use_rslora=config.use_rslora,
             bias="none",
-            use_gradient_checkpointing="unsloth" if train.gradient_checkpointing else False,
+            use_gradient_checkpointing=_unsloth_checkpointing(train),
             random_state=seed,
         )
     return cast("PeftModel", adapted)

@@ -182,7 +182,7 @@ def _memory(config: Config, model: dict[str, Any]) -> Check:
     # bfloat16 tensors that a layer keeps for its backward pass; about what was measured on SmolLM2
     per_token = depth * 2 * (8 * width + 3 * kv_width + 4 * inner)
     activations: float = per_token * config.train.tokens_per_micro_batch
-    if config.train.gradient_checkpointing:
+    if config.train.checkpoint == "all":
         activations = 2 * width * depth * config.train.tokens_per_micro_batch + per_token / depth * 2048
     need = (weights + activations) / 1e9
     free = (
@@ -193,8 +193,10 @@ def _memory(config: Config, model: dict[str, Any]) -> Check:
     if need < free:
         return Check("memory", value)
     return Check(
-        "memory", value, "look", "lower train.tokens_per_micro_batch or set train.gradient_checkpointing=true"
-    )
+        "memory", value, "look",
+        "train.checkpoint=auto saves activations by computing more; a lower train.tokens_per_micro_batch "
+        "or model.resident=4bit needs less",
+    )  # fmt: skip
 
 
 def _versions() -> Iterator[Check]:

@@ -22,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from lmsys_unsloth.batches import AnswerIds, Batch, Step, collate, target
 from lmsys_unsloth.config import TrainConfig, UserError
+from lmsys_unsloth.decoder import Decoder, FastDecoder, compute_dtype
 from lmsys_unsloth.files import write_json
 from lmsys_unsloth.forward import answer_loss
 from lmsys_unsloth.progress import progress
@@ -39,20 +40,21 @@ COMPLETE = "complete.json"
 
 
 class StepLoader(torch.utils.data.Dataset[list[Batch]]):
-    """Item ``i`` is optimiser step ``i``: its micro-batches, padded."""
+    """Item ``i`` is optimiser step ``i``: its micro-batches."""
 
-    def __init__(self, steps: Sequence[Step], rows: Sequence[EncodedRow], pad_id: int) -> None:
-        self.steps, self.rows, self.pad_id = steps, rows, pad_id
+    def __init__(self, steps: Sequence[Step], rows: Sequence[EncodedRow]) -> None:
+        self.steps, self.rows = steps, rows
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, index: int) -> list[Batch]:
-        return [self._collate([self.rows[row] for row in rows]) for rows in self.steps[index]]
+        return [labelled_batch([self.rows[row] for row in rows]) for rows in self.steps[index]]
 
-    def _collate(self, rows: Sequence[EncodedRow]) -> Batch:
-        targets = [target(row.label, row.soft_label) for row in rows]
-        return collate([row.input_ids for row in rows], targets, self.pad_id)
+
+def labelled_batch(rows: Sequence[EncodedRow]) -> Batch:
+    """Rows with what they are trained towards."""
+    return collate([row.input_ids for row in rows], [target(row.label, row.soft_label) for row in rows])
 
 
 class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
@@ -63,7 +65,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: PeftModel,
+        decoder: Decoder,
         tokenizer: PreTrainedTokenizerBase,
         steps: StepLoader,
         answer_ids: AnswerIds,
@@ -72,8 +74,11 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         seed: int,
         tracker: Tracker,
     ) -> None:
-        self.steps, self.answer_ids, self.loss_kind = steps, answer_ids, config.loss
+        model = cast("PeftModel", decoder.model)
+        self.decoder, self.steps, self.answer_ids, self.loss_kind = decoder, steps, answer_ids, config.loss
         self.memory = memory.Releaser()
+        self.tokens_limit: int | None = None
+        """Of a micro-batch, once the memory has proved too small for the planned ones."""
         adapters = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(
             model=model,
@@ -95,18 +100,67 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
 
     def training_step(self, model: nn.Module, inputs: dict[str, list[Batch]], *_: Any, **__: Any) -> Tensor:
         model.train()
-        batches = inputs["micro_batches"]
-        rows = sum(len(batch.slots) for batch in batches)
-        total = torch.zeros((), device=self.args.device)
-        for batch in batches:
-            loss = answer_loss(model, batch.to(self.args.device), self.answer_ids, self.loss_kind) / rows
-            self.accelerator.backward(loss)
-            total += loss.detach()
-            self.memory.release()
-        if not getattr(self, "_gradients_checked", False):
+        planned = inputs["micro_batches"]
+        total = None
+        while total is None:
+            batches = [part for batch in planned for part in self._within_limit(batch)]
+            try:
+                total = self._gradients(batches)
+            except RuntimeError as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+            if total is None:  # outside the handler: the error holds on to the activations that did not fit
+                model.zero_grad()
+                self._make_room(batches)
+        if not getattr(self, "_gradients_checked", False) and not self._scales_gradients():
             check_gradients(model, total.item())
             self._gradients_checked = True
         return total
+
+    def _gradients(self, batches: Sequence[Batch]) -> Tensor:
+        """Adds the gradient of the mean loss over all rows of ``batches``; returns that loss."""
+        rows, device = sum(map(len, batches)), self.args.device
+        total = torch.zeros((), device=device)
+        for batch in batches:
+            loss = answer_loss(self.decoder, batch.to(device), self.answer_ids, self.loss_kind) / rows
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            self.memory.release()
+        return total
+
+    def _within_limit(self, batch: Batch) -> list[Batch]:
+        return [batch] if self.tokens_limit is None else batch.split(self.tokens_limit)
+
+    def _make_room(self, batches: Sequence[Batch]) -> None:
+        """Smaller micro-batches from here on; when they are single rows already, checkpointed layers.
+
+        Raises:
+            UserError: nothing more can be given up.
+        """
+        largest = max(batch.padded_tokens for batch in batches)
+        if any(len(batch) > 1 for batch in batches):
+            several = [batch.padded_tokens for batch in batches if len(batch) > 1]
+            self.tokens_limit = max(several) // 2
+            log.warning(
+                "out of memory with %d tokens in a micro-batch: going on with at most %d, same step",
+                largest, self.tokens_limit,
+            )  # fmt: skip
+        elif isinstance(self.decoder, FastDecoder) and not self.decoder.all_checkpointed:
+            self.decoder.checkpointed = len(self.decoder.layers)
+            log.warning(
+                "out of memory with a single row: all layers are checkpointed from here on, same step"
+            )
+        else:
+            raise UserError(
+                f"out of memory with a single row of {largest} tokens and nothing left to give up.\n"
+                "  Lower prompt.max_tokens, use model.resident=4bit, or a GPU with more memory."
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _scales_gradients(self) -> bool:
+        """float16: the first steps' gradients may overflow by design, until the scale has settled."""
+        return bool(self.args.fp16)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # transformers' estimate knows neither the answer slot nor micro-batches
@@ -146,7 +200,7 @@ def check_gradients(model: nn.Module, loss: float) -> None:
 
 def _arguments(model: nn.Module, config: TrainConfig, steps: int, checkpoints: Path, seed: int) -> SFTConfig:
     on_gpu = torch.cuda.is_available()
-    in_bfloat16 = cast(Any, model).get_input_embeddings().weight.dtype == torch.bfloat16
+    dtype = compute_dtype(model)
     return SFTConfig(
         output_dir=str(checkpoints),
         max_steps=steps,
@@ -158,9 +212,10 @@ def _arguments(model: nn.Module, config: TrainConfig, steps: int, checkpoints: P
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm or 0.0,  # 0 switches clipping off
         optim=config.optimizer if on_gpu else "adamw_torch_fused",  # 8-bit states need a GPU
-        bf16=in_bfloat16 and on_gpu,
+        bf16=on_gpu and dtype == torch.bfloat16,
+        fp16=on_gpu and dtype == torch.float16,
         use_cpu=not on_gpu,
-        gradient_checkpointing=False,  # set on the model, by unsloth
+        gradient_checkpointing=False,  # the decoder, or unsloth, does it
         logging_steps=config.log_every,
         save_strategy="steps",
         save_steps=config.save_every,

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmsys_unsloth import memory, models
-from lmsys_unsloth.batches import AnswerSlot, consecutive, padding_share, plan_steps
+from lmsys_unsloth.agreement import agreeing_decoder
+from lmsys_unsloth.batches import AnswerIds, Step, consecutive, padding_share, plan_steps
 from lmsys_unsloth.config import Config, TrainConfig
+from lmsys_unsloth.decoder import Decoder, FastDecoder
 from lmsys_unsloth.files import write_json
 from lmsys_unsloth.prompting.tokens import EncodedRow
 from lmsys_unsloth.runs import Run
@@ -24,12 +26,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MEMORY_SHARE = 0.8
+"""Of the free memory, what activations may take: the rest is for gradients, the head and fragments."""
+
 
 def trained_model(
     config: Config,
     run: Run,
     tokenizer: PreTrainedTokenizerBase,
-    slot: AnswerSlot,
+    answer_ids: AnswerIds,
     rows: Sequence[EncodedRow],
     unit_sizes: Sequence[int],
     tracker: Tracker,
@@ -41,12 +46,15 @@ def trained_model(
     Args:
         unit_sizes: how many neighbours in ``rows`` share an optimiser step: 2 for a row and its mirror.
     """
-    base = models.load_model(config.model, gradient_checkpointing=config.train.gradient_checkpointing)
+    base = models.load_model(config.model, config.train)
     if run.adapter.is_dir():
         return models.load_adapters(base, run.adapter)
     model = models.add_adapters(base, config.lora, config.train, seed=config.seed)
     units = consecutive(unit_sizes)
-    train(model, tokenizer, rows, units, config.train, slot=slot, run=run, seed=config.seed, tracker=tracker)
+    train(
+        model, tokenizer, rows, units, config.train,
+        answer_ids=answer_ids, run=run, seed=config.seed, tracker=tracker,
+    )  # fmt: skip
     models.save_adapters(model, run.adapter, config.model)
     return model
 
@@ -58,7 +66,7 @@ def train(
     units: Sequence[Sequence[int]],
     config: TrainConfig,
     *,
-    slot: AnswerSlot,
+    answer_ids: AnswerIds,
     run: Run,
     seed: int,
     tracker: Tracker,
@@ -67,7 +75,7 @@ def train(
 
     Args:
         rows: labelled rows.
-        slot: the answers' token ids and what rows are padded with.
+        answer_ids: of the three answers.
         units: indices into ``rows``; rows of one unit (a row and its mirror) share an optimiser step.
         run: gets ``checkpoints/`` and, at the end, ``training.json``.
 
@@ -80,24 +88,21 @@ def train(
         lengths,
         epochs=config.epochs,
         rows_per_step=config.rows_per_step,
+        tokens_per_step=config.tokens_per_step,
         tokens_per_micro_batch=config.tokens_per_micro_batch,
         seed=seed,
     )[: config.max_steps]
     padding = padding_share([micro_batch for step in steps for micro_batch in step], lengths)
+    decoder = agreeing_decoder(model, rows, answer_ids, fast=config.fast)
+    checkpointed = _set_checkpoints(decoder, config, steps, lengths)
     log.info(
-        "training on %d rows: %d steps of up to %d rows, %.1f%% padding",
-        len(rows), len(steps), config.rows_per_step, 100 * padding,
+        "training on %d rows: %d steps of up to %d rows, %s, %s",
+        len(rows), len(steps), config.rows_per_step,
+        "no padding" if isinstance(decoder, FastDecoder) else f"{padding:.1%} padding", checkpointed,
     )  # fmt: skip
     resumed = newest_checkpoint(run.checkpoints)
     trainer = AnswerTrainer(
-        model,
-        tokenizer,
-        StepLoader(steps, rows, slot.pad_id),
-        slot.answer_ids,
-        config,
-        run.checkpoints,
-        seed,
-        tracker,
+        decoder, tokenizer, StepLoader(steps, rows), answer_ids, config, run.checkpoints, seed, tracker
     )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
@@ -109,11 +114,32 @@ def train(
         "seconds": seconds,
         "rows_per_second": len(done) / seconds,
         "tokens_per_second": sum(lengths[row] for row in done) / seconds,
-        "padding_share": padding,
+        "padding_share": 0.0 if isinstance(decoder, FastDecoder) else padding,
+        "fast": isinstance(decoder, FastDecoder),
         "peak_memory_gb": memory.peak_gb(),
     }
     tracker.summarize({f"train/{key}": value for key, value in account.items()})
     write_json(run.training, {**account, "learning_curve": _learning_curve(trainer)})
+
+
+def _set_checkpoints(
+    decoder: Decoder, config: TrainConfig, steps: Sequence[Step], lengths: Sequence[int]
+) -> str:
+    """Decide which layers keep no activations, and say so."""
+    if not isinstance(decoder, FastDecoder):
+        return "unsloth's checkpointing" if config.checkpoint == "all" else "all activations kept"
+    trained = len(decoder.layers) - decoder.first_trained
+    if config.checkpoint == "all":
+        decoder.checkpointed = trained
+    elif config.checkpoint == "auto":
+        micro_batches = [[lengths[row] for row in rows] for step in steps for rows in step]
+        largest = max(micro_batches, key=sum)
+        decoder.checkpointed = decoder.checkpoints_needed(
+            sum(largest), max(largest), MEMORY_SHARE * memory.free_bytes()
+        )
+    if not decoder.checkpointed:
+        return "all activations kept"
+    return f"{decoder.checkpointed} of {trained} layers checkpointed"
 
 
 def _learning_curve(trainer: AnswerTrainer) -> list[dict[str, float]]:

@@ -83,10 +83,7 @@ def test_little_padding_on_lengths_like_the_arena_s() -> None:
     assert padding_share(list(chain.from_iterable(steps)), lengths) < 0.05
 
 
-def test_collate_pads_on_the_right_and_finds_the_slots() -> None:
-    batch = collate(
-        [np.array([5, 6, 7]), np.array([8])], [target(1, None), target(None, (0.2, 0.3, 0.5))], pad_id=9
-    )
-    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert batch.slots.tolist() == [2, 0]
+def test_collate_puts_rows_one_behind_the_other() -> None:
+    batch = collate([np.array([5, 6, 7]), np.array([8])], [target(1, None), target(None, (0.2, 0.3, 0.5))])
+    assert batch.input_ids.tolist() == [5, 6, 7, 8] and batch.lengths == (3, 1)
     assert batch.targets.tolist() == [[0, 1, 0], [np.float32(0.2), np.float32(0.3), 0.5]]

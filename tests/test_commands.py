@@ -122,7 +122,9 @@ def test_unlabelled_rows_give_a_submission(trained: Path) -> None:
     np.testing.assert_allclose(submission.iloc[:, 1:].sum(axis=1), 1, atol=1e-6)
     report = (trained.parent / "TEST" / "report.html").read_text()
     assert "no labelled rows: predictions only" in report and "least certain" in report
-    assert json.loads((trained.parent / "TEST" / "metrics.json").read_text())["n_unlabelled"] == len(submission)
+    assert json.loads((trained.parent / "TEST" / "metrics.json").read_text())["n_unlabelled"] == len(
+        submission
+    )
 
 
 def test_an_untrained_model_can_be_scored(trained: Path, tiny_folder: Path) -> None:

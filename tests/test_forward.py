@@ -1,4 +1,4 @@
-"""The forward pass against plain transformers, eager, float32: the guard against silently wrong numbers."""
+"""Both decoders against plain transformers, eager, float32: the guard against silently wrong numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import VOCABULARY, Architecture, random_rows, tiny_model
 
 from lmsys_unsloth.batches import collate
+from lmsys_unsloth.decoder import FastDecoder, OrdinaryDecoder
 from lmsys_unsloth.forward import answer_loss, answer_probabilities, answer_scores, head_logits
 
 ANSWERS = ((11,), (29,), (173,))
@@ -21,6 +22,7 @@ ARCHITECTURES: tuple[Architecture, ...] = ("llama", "gemma2")
 NO_TARGET = (0.0, 0.0, 0.0)
 
 pytestmark = pytest.mark.parametrize("architecture", ARCHITECTURES)
+both_decoders = pytest.mark.parametrize("decoder", [FastDecoder, OrdinaryDecoder])
 
 
 def reference(model: Any, ids: np.ndarray) -> torch.Tensor:
@@ -30,9 +32,11 @@ def reference(model: Any, ids: np.ndarray) -> torch.Tensor:
     return logits[[answer[0] for answer in ANSWERS]].softmax(-1)
 
 
-def ours(model: Any, rows: list[np.ndarray], answers: Any = ANSWERS) -> torch.Tensor:
+def ours(
+    model: Any, rows: list[np.ndarray], answers: Any = ANSWERS, decoder: Any = FastDecoder
+) -> torch.Tensor:
     with torch.no_grad():
-        return answer_probabilities(model, collate(rows, [NO_TARGET] * len(rows), pad_id=0), answers)
+        return answer_probabilities(decoder(model), collate(rows, [NO_TARGET] * len(rows)), answers)
 
 
 def with_adapters(model: Any) -> Any:
@@ -46,17 +50,19 @@ def with_adapters(model: Any) -> Any:
     return adapted.eval()
 
 
-def test_probabilities_equal_transformers(architecture: Architecture) -> None:
+@both_decoders
+def test_probabilities_equal_transformers(architecture: Architecture, decoder: Any) -> None:
     model, rows = tiny_model(architecture), random_rows()
     expected = torch.stack([reference(model, ids) for ids in rows])
-    torch.testing.assert_close(ours(model, rows), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours(model, rows, decoder=decoder), expected, atol=1e-5, rtol=0)
 
 
-def test_probabilities_do_not_depend_on_the_batch(architecture: Architecture) -> None:
+@both_decoders
+def test_probabilities_do_not_depend_on_the_batch(architecture: Architecture, decoder: Any) -> None:
     model, rows = tiny_model(architecture), random_rows(8)
-    together = ours(model, rows)
-    alone = torch.cat([ours(model, [row]) for row in rows])
-    shuffled = ours(model, rows[::-1]).flip(0)
+    together = ours(model, rows, decoder=decoder)
+    alone = torch.cat([ours(model, [row], decoder=decoder) for row in rows])
+    shuffled = ours(model, rows[::-1], decoder=decoder).flip(0)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(together, shuffled, atol=1e-5, rtol=0)
 
@@ -73,15 +79,18 @@ def test_left_padding_in_transformers_gives_the_same(architecture: Architecture)
     torch.testing.assert_close(ours(model, rows), left, atol=1e-5, rtol=0)
 
 
-def test_adapters_survive_saving_and_loading(architecture: Architecture, tmp_path: Path) -> None:
+@both_decoders
+def test_adapters_survive_saving_and_loading(
+    architecture: Architecture, decoder: Any, tmp_path: Path
+) -> None:
     base, rows = tiny_model(architecture), random_rows()
     adapted = with_adapters(copy.deepcopy(base))
     expected = torch.stack([reference(adapted, ids) for ids in rows])
     assert (expected - torch.stack([reference(base, ids) for ids in rows])).abs().max() > 1e-3
-    torch.testing.assert_close(ours(adapted, rows), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours(adapted, rows, decoder=decoder), expected, atol=1e-5, rtol=0)
     adapted.save_pretrained(tmp_path)
     reloaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
-    torch.testing.assert_close(ours(reloaded, rows), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours(reloaded, rows, decoder=decoder), expected, atol=1e-6, rtol=0)
 
 
 def test_head_is_float32_and_equals_the_model_s_own(architecture: Architecture) -> None:
@@ -97,12 +106,13 @@ def test_head_is_float32_and_equals_the_model_s_own(architecture: Architecture) 
     torch.testing.assert_close(head_logits(model, states, [5, 9]), exact[:, [5, 9]], atol=1e-5, rtol=1e-6)
 
 
-def test_vocabulary_loss_and_gradients_equal_transformers(architecture: Architecture) -> None:
+@both_decoders
+def test_vocabulary_loss_and_gradients_equal_transformers(architecture: Architecture, decoder: Any) -> None:
     base, rows = tiny_model(architecture), random_rows(5)
     labels = [0, 1, 2, 1, 0]
     model, twin = with_adapters(copy.deepcopy(base)), with_adapters(copy.deepcopy(base))
     targets = np.eye(3)[labels]
-    loss = answer_loss(model, collate(rows, targets, pad_id=0), ANSWERS, "vocabulary")
+    loss = answer_loss(decoder(model), collate(rows, targets), ANSWERS, "vocabulary")
     loss.backward()
     expected = torch.zeros(())
     for ids, label in zip(rows, labels, strict=True):
@@ -119,12 +129,15 @@ def test_vocabulary_loss_and_gradients_equal_transformers(architecture: Architec
 def test_answers_loss_is_over_three_and_takes_soft_labels(architecture: Architecture) -> None:
     model, rows = tiny_model(architecture), random_rows(4)
     soft = torch.tensor([[0.7, 0.2, 0.1], [1, 0, 0], [0, 0, 1], [0.3, 0.3, 0.4]])
-    loss = answer_loss(model, collate(rows, soft.numpy(), pad_id=0), ANSWERS, "answers")
+    loss = answer_loss(FastDecoder(model), collate(rows, soft.numpy()), ANSWERS, "answers")
     by_hand = -(soft * ours(model, rows).log()).sum()
     torch.testing.assert_close(loss, by_hand, rtol=1e-5, atol=1e-6)
 
 
-def test_answers_of_several_tokens_score_by_their_full_log_probability(architecture: Architecture) -> None:
+@both_decoders
+def test_answers_of_several_tokens_score_by_their_full_log_probability(
+    architecture: Architecture, decoder: Any
+) -> None:
     model, rows = tiny_model(architecture), random_rows(5)
     expected = []
     for ids in rows:
@@ -135,10 +148,10 @@ def test_answers_of_several_tokens_score_by_their_full_log_probability(architect
             places = range(len(ids) - 1, len(ids) - 1 + len(answer))
             scores.append(sum(logits[place, token] for place, token in zip(places, answer, strict=True)))
         expected.append(torch.stack(scores))
-    batch = collate(rows, [NO_TARGET] * len(rows), pad_id=0)
+    batch = collate(rows, [NO_TARGET] * len(rows))
     with torch.no_grad():
         torch.testing.assert_close(
-            answer_scores(model, batch, LONG_ANSWERS), torch.stack(expected), atol=1e-4, rtol=1e-5
+            answer_scores(decoder(model), batch, LONG_ANSWERS), torch.stack(expected), atol=1e-4, rtol=1e-5
         )
 
 
@@ -151,7 +164,7 @@ def test_micro_batches_do_not_change_the_gradient(architecture: Architecture) ->
         for size in sizes:
             part = slice(start, start + size)
             (
-                answer_loss(model, collate(rows[part], targets[part], pad_id=0), ANSWERS, "vocabulary") / 8
+                answer_loss(FastDecoder(model), collate(rows[part], targets[part]), ANSWERS, "vocabulary") / 8
             ).backward()
             start += size
         return [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]

@@ -14,6 +14,7 @@ from tiny import Architecture, tiny_model
 from lmsys_unsloth import models, smollm2
 from lmsys_unsloth.batches import collate
 from lmsys_unsloth.config import ModelConfig, UserError
+from lmsys_unsloth.decoder import FastDecoder
 from lmsys_unsloth.forward import answer_probabilities
 
 ANSWERS = ((11,), (29,), (173,))
@@ -24,7 +25,7 @@ def saved(architecture: Architecture, folder: Path) -> ModelConfig:
     smollm2.tokenizer().save_pretrained(folder)
     return ModelConfig(
         name="tiny", architecture=architecture, repo=None, package=None, path=str(folder), revision=None,
-        load_in_4bit=True, dtype="float32", max_seq_length=256, learning_rate=1e-3,
+        load_in_4bit=True, resident="4bit", dtype="float32", max_seq_length=256, learning_rate=1e-3,
     )  # fmt: skip
 
 
@@ -50,9 +51,9 @@ def test_four_bits_equal_their_dequantised_weights(architecture: Architecture, t
     assert (
         expected - torch.stack([reference(tiny_model(architecture), ids) for ids in rows])
     ).abs().max() > 1e-2
-    batch = collate(rows, [NO_TARGET] * len(rows), pad_id=0)
+    batch = collate(rows, [NO_TARGET] * len(rows))
     with torch.no_grad():
-        ours = answer_probabilities(quantised, batch, ANSWERS)
+        ours = answer_probabilities(FastDecoder(quantised), batch, ANSWERS)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
@@ -65,9 +66,9 @@ def test_four_bits_with_adapters_equal_their_dequantised_weights(
     without = torch.stack([reference(with_dequantised_weights(architecture, quantised), ids) for ids in rows])
     expected = torch.stack([reference(plain, ids) for ids in rows])
     assert (expected - without).abs().max() > 1e-3
-    batch = collate(rows, [NO_TARGET] * len(rows), pad_id=0)
+    batch = collate(rows, [NO_TARGET] * len(rows))
     with torch.no_grad():
-        ours = answer_probabilities(with_adapters(quantised), batch, ANSWERS)
+        ours = answer_probabilities(FastDecoder(with_adapters(quantised)), batch, ANSWERS)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
@@ -88,7 +89,8 @@ def test_a_hub_out_of_reach_names_both_remedies(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     config = ModelConfig(
         name="llama3", architecture="llama", repo="unsloth/llama-3-8b-Instruct-bnb-4bit", package=None,
-        path=None, revision=None, load_in_4bit=True, dtype="auto", max_seq_length=8192, learning_rate=2e-4,
+        path=None, revision=None, load_in_4bit=True, resident="4bit", dtype="auto", max_seq_length=8192,
+        learning_rate=2e-4,
     )  # fmt: skip
     with pytest.raises(
         UserError, match=r"(?s)nothing is cached.*hf download unsloth/llama-3.*model.path=DIR"

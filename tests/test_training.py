@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,13 @@ from tiny import save_tiny_llama
 
 from lmsys_unsloth import models
 from lmsys_unsloth.config import LoraConfig, ModelConfig, TrainConfig, UserError
+from lmsys_unsloth.decoder import FastDecoder
 from lmsys_unsloth.evaluation import score
 from lmsys_unsloth.prompting.tokens import EncodedRow
 from lmsys_unsloth.runs import Run
 from lmsys_unsloth.tracking import NoTracker
 
-SLOT = SimpleNamespace(answer_ids=((330,), (389,), (47832,)), pad_id=2)
+ANSWER_IDS = ((330,), (389,), (47832,))
 LORA = LoraConfig(
     r=8,
     alpha=16.0,
@@ -32,7 +32,8 @@ LORA = LoraConfig(
 TRAIN = TrainConfig(
     epochs=1, max_steps=None, rows_per_step=4, tokens_per_micro_batch=64, learning_rate=5e-3,
     lr_scheduler="constant", warmup_ratio=0.0, weight_decay=0.0, max_grad_norm=None,
-    optimizer="adamw_torch_fused", loss="vocabulary", gradient_checkpointing=False, log_every=1, save_every=3,
+    optimizer="adamw_torch_fused", loss="vocabulary", fast=True, checkpoint="auto", tokens_per_step=None,
+    log_every=1, save_every=3,
 )  # fmt: skip
 
 
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model_config(folder: Path, *, load_in_4bit: bool = False) -> ModelConfig:
     return ModelConfig(
         name="tiny", architecture="llama", repo=None, package=None, path=str(folder), revision=None,
-        load_in_4bit=load_in_4bit, dtype="float32", max_seq_length=512, learning_rate=1e-3,
+        load_in_4bit=load_in_4bit, resident="auto", dtype="float32", max_seq_length=512, learning_rate=1e-3,
     )  # fmt: skip
 
 
@@ -74,7 +75,9 @@ def fit(
     data = rows() if data is None else data
     tokenizer = models.load_tokenizer(model_config(folder))
     units = [[i] for i in range(len(data))]
-    training.train(model, tokenizer, data, units, train, slot=SLOT, run=run, seed=5, tracker=NoTracker())
+    training.train(
+        model, tokenizer, data, units, train, answer_ids=ANSWER_IDS, run=run, seed=5, tracker=NoTracker()
+    )
 
 
 def adapters(model: Any) -> dict[str, torch.Tensor]:
@@ -88,7 +91,7 @@ def test_it_learns_and_its_adapters_survive_the_disk(
     model, data = adapted(folder, load_in_4bit=load_in_4bit), rows()
     fit(model, folder, Run(tmp_path), TRAIN.model_copy(update={"epochs": 12}))
     assert {p.dtype for p in adapters(model).values()} == {torch.float32}  # trl would leave bfloat16
-    probabilities = score(model, data, SLOT, 256)
+    probabilities = score(FastDecoder(model), data, ANSWER_IDS, 256)
     losses = -np.log(probabilities[np.arange(len(data)), [row.label for row in data]])  # type: ignore[arg-type]
     assert losses.mean() < 0.7  # a model that knows nothing has 1.1
     models.save_adapters(model, tmp_path / "adapter", model_config(folder))
@@ -98,7 +101,7 @@ def test_it_learns_and_its_adapters_survive_the_disk(
     assert str(folder) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
     base = models.load_model(model_config(folder, load_in_4bit=load_in_4bit))
     reloaded = models.load_adapters(base, tmp_path / "adapter")
-    np.testing.assert_allclose(score(reloaded, data, SLOT, 256), probabilities, atol=1e-6)
+    np.testing.assert_allclose(score(FastDecoder(reloaded), data, ANSWER_IDS, 256), probabilities, atol=1e-6)
     account = json.loads((tmp_path / "training.json").read_text())
     assert account["steps"] == len(account["learning_curve"]) >= 72
     assert account["learning_curve"][-1]["loss"] < account["learning_curve"][0]["loss"]
@@ -143,7 +146,7 @@ def test_the_same_seed_gives_the_same_adapters(folder: Path, tmp_path: Path) -> 
 
 
 def test_the_head_never_runs_on_other_positions(folder: Path, tmp_path: Path) -> None:
-    from lmsys_unsloth import forward
+    from lmsys_unsloth import agreement, forward
 
     model, seen = adapted(folder), []
     model.get_base_model().lm_head.register_forward_hook(lambda *_: pytest.fail("the whole LM head was run"))
@@ -156,7 +159,9 @@ def test_the_head_never_runs_on_other_positions(folder: Path, tmp_path: Path) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "head_logits", counted)
         fit(model, folder, Run(tmp_path), TRAIN.model_copy(update={"max_steps": 2}))
-    assert sum(shape[0] for shape in seen) <= 8 and all(len(shape) == 2 for shape in seen)
+    assert sum(shape[0] for shape in seen) <= 8 + 2 * agreement.ROWS and all(
+        len(shape) == 2 for shape in seen
+    )
 
 
 def test_adapters_below_the_first_layer_are_left_out(folder: Path) -> None:

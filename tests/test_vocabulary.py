@@ -25,12 +25,6 @@ def test_bos_follows_the_tokenizers_own_convention(shared: Path) -> None:
     }
 
 
-def test_a_tokenizer_without_padding_token_still_has_an_id_to_pad_with(shared: Path) -> None:
-    assert tokenizer("llama3", shared).pad_token_id is None
-    assert Vocabulary(tokenizer("llama3", shared)).pad_id == 128009
-    assert Vocabulary(tokenizer("gemma2", shared)).pad_id == 0
-
-
 def test_text_that_spells_special_tokens_stays_text(vocabulary: Vocabulary) -> None:
     special = set(vocabulary.special_tokens.values())
     for spelling in vocabulary.special_tokens:

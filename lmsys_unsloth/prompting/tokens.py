@@ -71,7 +71,6 @@ class RowEncoder:
         self.prompt = prompt
         self.vocabulary = Vocabulary(tokenizer)
         self.bos_id = self.vocabulary.bos_id
-        self.pad_id = self.vocabulary.pad_id
         self.template = Template(prompt, self._markup(tokenizer), self.vocabulary.special_tokens)
         self.fitter = Fitter(self.vocabulary, self.template, prompt)
         self._check_special_tokens()
@@ -99,8 +98,8 @@ class RowEncoder:
         """What construction has checked, in words, for the table that opens a run.
 
         >>> encoder.facts()  # doctest: +SKIP
-        {'answers': "' A' 362, ' B' 426, ' Tie' 59825", 'BOS': '128000, once', 'padding': '128009, masked',
-         'budget': '73 of 3072 tokens are the template itself'}
+        {'answers': "' A' 362, ' B' 426, ' Tie' 59825", 'BOS': '128000, once',
+         'padding': 'never before the slot', 'budget': '73 of 3072 tokens are the template itself'}
         """
         answers = self.prompt.answers.model_dump().values()
         ids = (" ".join(map(str, each)) for each in self.answer_ids)
@@ -108,7 +107,7 @@ class RowEncoder:
         return {
             "answers": ", ".join(f"{answer!r} {each}" for answer, each in zip(answers, ids, strict=True)),
             "BOS": "none, as the tokenizer has it" if self.bos_id is None else f"{self.bos_id}, once",
-            "padding": f"{self.pad_id}, masked",
+            "padding": "never before the slot",
             "budget": f"{own} of {self.prompt.max_tokens} tokens are the template itself",
         }
 

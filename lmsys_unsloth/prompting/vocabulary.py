@@ -48,8 +48,6 @@ class Vocabulary:
         self.bos_id: int | None = _bos_by_convention(tokenizer)
         """First id of every row; None where the tokenizer itself starts texts without one."""
         self.eos_id: int | None = tokenizer.eos_token_id
-        self.pad_id: int = _pad(tokenizer)
-        """Fills batches; another token's id where the tokenizer has no padding token (padding is masked)."""
         self.longest_token: int = max(map(len, self._backend.get_vocab()))
         """No token stands for more characters than this."""
         self._unencodable, self._replacement = self._probe_characters()
@@ -149,10 +147,3 @@ def _bos_by_convention(tokenizer: Any) -> int | None:
     first = tokenizer("a").input_ids[:1]
     bos = tokenizer.bos_token_id
     return bos if bos is not None and first == [bos] else None
-
-
-def _pad(tokenizer: Any) -> int:
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
-        if candidate is not None:
-            return int(candidate)
-    return 0

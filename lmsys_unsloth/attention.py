@@ -1,0 +1,197 @@
+"""Causal attention over rows that lie one behind the other, without padding.
+
+One meaning, three ways to compute it, chosen by what the device and the model allow:
+
+- :func:`row_by_row`: plain PyTorch, any device, any model; the reference for the other two.
+- :func:`varlen`: PyTorch's variable-length flash attention; CUDA, models without a cap on attention logits.
+- :func:`flex`: PyTorch's FlexAttention; CUDA, with Gemma 2's cap and sliding window.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Where each row lies among ``tokens`` packed positions, and how many of its last positions ask.
+
+    ``queries`` is ``lengths`` when every position attends, and the number of answer positions in the
+    last layer, whose other outputs nobody reads.
+    """
+
+    lengths: tuple[int, ...]
+    queries: tuple[int, ...]
+    device: torch.device
+    _masks: dict[int | None, Any] = field(default_factory=dict, repr=False)
+
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        """int64 ``[tokens]``: each token's place in its own row."""
+        return torch.cat([torch.arange(n, device=self.device) for n in self.lengths])
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """int64 ``[tokens]``: the row each token belongs to."""
+        sizes = torch.tensor(self.lengths, device=self.device)
+        return torch.repeat_interleave(torch.arange(len(sizes), device=self.device), sizes)
+
+    @functools.cached_property
+    def bounds(self) -> Tensor:
+        """int32 ``[rows + 1]``: where rows begin, and the end of the last one."""
+        ends = torch.tensor((0, *self.lengths), dtype=torch.int32, device=self.device)
+        return ends.cumsum(0, dtype=torch.int32)
+
+    def last(self, count: int) -> tuple[Tensor, PackedRows]:
+        """Packed indices ``[rows * count]`` of the rows' last positions, and a layout where only they ask."""
+        ends = torch.tensor(self.lengths, device=self.device).cumsum(0)
+        index = (ends[:, None] - torch.arange(count, 0, -1, device=self.device)).reshape(-1)
+        return index, PackedRows(self.lengths, (count,) * len(self.lengths), self.device)
+
+    def block_mask(self, window: int | None) -> Any:
+        """FlexAttention's mask of what each position may see, made once for all layers of a kind."""
+        if window not in self._masks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            rows, tokens = self.rows, int(sum(self.lengths))
+
+            def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                seen = (rows[query] == rows[key]) & (key <= query)
+                return seen if window is None else seen & (query - key < window)
+
+            self._masks[window] = create_block_mask(visible, None, None, tokens, tokens, device=self.device)
+        return self._masks[window]
+
+
+Attention = Callable[[Tensor, Tensor, Tensor, PackedRows, float, float | None, int | None], Tensor]
+"""``(q, k, v, rows, scale, cap, window)`` → ``[queries, heads, head_dim]``.
+
+``q`` is ``[queries, heads, head_dim]``; ``k`` and ``v`` are ``[tokens, key_value_heads, head_dim]``.
+``cap``: logits become ``cap * tanh(logits / cap)``. ``window``: a position sees itself and the
+``window - 1`` positions before it.
+"""
+
+
+def best(device: torch.device, cap: float | None) -> Attention:
+    """The fastest of the three that can compute this model's attention on this device."""
+    if device.type != "cuda":
+        return row_by_row
+    return varlen if cap is None else flex
+
+
+def row_by_row(
+    q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float, cap: float | None, window: int | None
+) -> Tensor:
+    """Each row by itself: no padding, nothing is computed across rows."""
+    by_head = (x.transpose(0, 1) for x in (q, k, v))
+    sizes = (rows.queries, rows.lengths, rows.lengths)
+    parts = (torch.split(x, list(size), dim=1) for x, size in zip(by_head, sizes, strict=True))
+    out = [_one_row(*part, scale, cap, window) for part in zip(*parts, strict=True)]  # type: ignore[call-arg]
+    return torch.cat(out)
+
+
+def _one_row(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, window: int | None) -> Tensor:
+    """``q`` ``[heads, queries, d]`` asks for the last positions of ``k``, ``v`` ``[kv_heads, tokens, d]``."""
+    queries, tokens = q.shape[1], k.shape[1]
+    far = window is not None and window < tokens
+    if cap is not None:
+        return _capped(q, k, v, scale, cap, _visible(queries, tokens, window, q.device))
+    if queries == tokens and not far:
+        options: dict[str, Any] = {"is_causal": True}
+    elif queries == 1 and not far:
+        options = {}
+    else:
+        options = {"attn_mask": _visible(queries, tokens, window, q.device)}
+    out = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale, enable_gqa=True, **options)
+    return out[0].transpose(0, 1)
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, visible: Tensor) -> Tensor:
+    group = q.shape[0] // k.shape[0]
+    k, v = k.repeat_interleave(group, dim=0), v.repeat_interleave(group, dim=0)
+    logits = cap * torch.tanh(q @ k.transpose(1, 2) * scale / cap)
+    weights = logits.float().masked_fill(~visible, float("-inf")).softmax(dim=-1).to(q.dtype)
+    return (weights @ v).transpose(0, 1)
+
+
+def _visible(queries: int, tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """bool ``[queries, tokens]``: what the last ``queries`` positions of a row may see."""
+    query = torch.arange(tokens - queries, tokens, device=device)[:, None]
+    key = torch.arange(tokens, device=device)
+    return (key <= query) & (query - key < (window or tokens))
+
+
+def varlen(
+    q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float, cap: float | None, window: int | None
+) -> Tensor:
+    """Flash attention that knows where rows begin.
+
+    Raises:
+        ValueError: the model caps its attention logits, which this kernel can't.
+    """
+    if cap is not None:
+        raise ValueError(f"attention logits capped at {cap}: varlen attention can't cap; use flex")
+    if rows.queries != rows.lengths:
+        return row_by_row(q, k, v, rows, scale, cap, window)
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters  # it has grown from torch 2.10 to 2.13
+    options: dict[str, Any] = {}
+    if "window_size" in known:
+        options["window_size"] = (-1 if window is None else window - 1, 0)
+    elif window is None or window >= max(rows.lengths):
+        options["is_causal"] = True
+    else:
+        return row_by_row(q, k, v, rows, scale, cap, window)
+    if "scale" in known:
+        options["scale"] = scale
+    elif abs(scale * q.shape[-1] ** 0.5 - 1) > 1e-6:
+        q = q * (scale * q.shape[-1] ** 0.5)
+    if "enable_gqa" in known:
+        options["enable_gqa"] = True
+    else:
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    longest = max(rows.lengths)
+    return cast(Tensor, varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest, **options))
+
+
+def flex(
+    q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float, cap: float | None, window: int | None
+) -> Tensor:
+    """FlexAttention with a mask that keeps rows apart; on CUDA compiled into one kernel.
+
+    A window wider than every row is no window: such layers then share the mask of the others.
+    """
+    if rows.queries != rows.lengths:
+        return row_by_row(q, k, v, rows, scale, cap, window)
+    narrow = window if window is not None and window < max(rows.lengths) else None
+
+    def capped(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
+        return cast(float, cap) * torch.tanh(score / cast(float, cap))
+
+    out = _flex_attention(q.device.type)(
+        *(x.transpose(0, 1)[None] for x in (q, k, v)),
+        score_mod=None if cap is None else capped,
+        block_mask=rows.block_mask(narrow),
+        scale=scale,
+        enable_gqa=True,
+    )
+    return cast(Tensor, out)[0].transpose(0, 1)
+
+
+@functools.cache
+def _flex_attention(device: str) -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Steps differ in length; without dynamic shapes each length would be compiled anew.
+    compiled = torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+    return cast(Callable[..., Any], compiled)

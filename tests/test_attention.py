@@ -1,0 +1,137 @@
+"""Three ways to compute attention over packed rows give one result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lmsys_unsloth import attention
+from lmsys_unsloth.attention import PackedRows, flex, row_by_row, varlen
+
+LENGTHS = (5, 17, 1, 30)
+CASES = [(None, None), (None, 6), (20.0, None), (20.0, 6), (20.0, 300)]
+HEADS, GROUPS, DIMENSIONS = 4, 2, 16
+
+
+def packed(queries: tuple[int, ...] = LENGTHS) -> PackedRows:
+    return PackedRows(LENGTHS, queries, torch.device("cpu"))
+
+
+def random_qkv() -> list[Tensor]:
+    torch.manual_seed(0)
+    sizes = (HEADS, GROUPS, GROUPS)
+    return [torch.randn(sum(LENGTHS), heads, DIMENSIONS) for heads in sizes]
+
+
+def by_definition(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, window: int | None
+) -> Tensor:
+    """Over all packed positions at once, each pair of them looked at by itself."""
+    rows = [row for row, length in enumerate(LENGTHS) for _ in range(length)]
+    out = torch.zeros_like(q)
+    for i in range(len(rows)):
+        seen = [j for j in range(i + 1) if rows[j] == rows[i] and (window is None or i - j < window)]
+        for head in range(HEADS):
+            group = head // (HEADS // GROUPS)
+            logits = k[seen, group] @ q[i, head] * scale
+            logits = logits if cap is None else cap * torch.tanh(logits / cap)
+            out[i, head] = logits.softmax(0) @ v[seen, group]
+    return out
+
+
+@pytest.mark.parametrize(("cap", "window"), CASES)
+def test_row_by_row_is_attention_by_its_definition(cap: float | None, window: int | None) -> None:
+    with torch.no_grad():
+        q, k, v = random_qkv()
+        expected = by_definition(q, k, v, 0.7, cap, window)
+        torch.testing.assert_close(
+            row_by_row(q, k, v, packed(), 0.7, cap, window), expected, atol=1e-5, rtol=0
+        )
+
+
+@pytest.mark.parametrize(("cap", "window"), CASES)
+def test_flex_equals_row_by_row(cap: float | None, window: int | None) -> None:
+    """On a CPU FlexAttention has no backward pass; tests/gpu compares gradients."""
+    with torch.no_grad():
+        inputs = random_qkv()
+        one, other = (attend(*inputs, packed(), 0.7, cap, window) for attend in (row_by_row, flex))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("cap", "window"), CASES)
+@pytest.mark.parametrize("count", [1, 3])
+def test_asking_for_the_last_positions_only_changes_nothing_there(
+    cap: float | None, window: int | None, count: int
+) -> None:
+    lengths = (5, 17, 3, 30)
+    rows = PackedRows(lengths, lengths, torch.device("cpu"))
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(sum(lengths), heads, DIMENSIONS) for heads in (HEADS, GROUPS, GROUPS))
+    chosen, asking = rows.last(count)
+    ends = [5, 22, 25, 55]
+    assert chosen.tolist() == [end - back for end in ends for back in range(count, 0, -1)]
+    everywhere = row_by_row(q, k, v, rows, 0.7, cap, window)
+    for attend in (row_by_row, flex):
+        torch.testing.assert_close(attend(q[chosen], k, v, asking, 0.7, cap, window), everywhere[chosen])
+
+
+def test_masks_are_made_once_for_all_layers_of_a_kind() -> None:
+    rows = packed()
+    assert rows.block_mask(6) is rows.block_mask(6) is not rows.block_mask(None)
+    q, k, v = random_qkv()
+    with torch.no_grad():
+        flex(q, k, v, rows, 0.7, 20.0, 300)
+    assert set(rows._masks) == {6, None}, "a window wider than every row is none"
+
+
+def test_layout_numbers() -> None:
+    rows = PackedRows((2, 3), (2, 3), torch.device("cpu"))
+    assert rows.positions.tolist() == [0, 1, 0, 1, 2] and rows.rows.tolist() == [0, 0, 1, 1, 1]
+    assert rows.bounds.tolist() == [0, 2, 5] and rows.bounds.dtype == torch.int32
+
+
+def test_choice_by_device_and_cap() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert attention.best(cpu, None) is attention.best(cpu, 50.0) is row_by_row
+    assert attention.best(cuda, None) is varlen and attention.best(cuda, 50.0) is flex
+    with pytest.raises(ValueError, match="varlen attention can't cap; use flex"):
+        varlen(*random_qkv(), packed(), 0.7, 50.0, None)
+
+
+@pytest.mark.parametrize("version", ["2.10", "2.11", "2.13"])
+@pytest.mark.parametrize("window", [None, 6])
+def test_varlen_asks_each_version_of_torch_for_the_same(
+    version: str, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel itself needs CUDA; here its place is taken by one that computes what it was asked for."""
+
+    def attend(q, k, v, bounds, scale, causal, size):
+        assert bounds.tolist() == [0, *torch.tensor(LENGTHS).cumsum(0).tolist()] and causal
+        return row_by_row(q, k, v, packed(), scale or q.shape[-1] ** -0.5, None, size)
+
+    def oldest(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+        assert key.shape[1] == query.shape[1], "grouped keys are not known yet"
+        return attend(query, key, value, cu_seq_q, None, is_causal, None)
+
+    def middle(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        assert key.shape[1] == query.shape[1]
+        size = None if window_size[0] < 0 else window_size[0] + 1
+        return attend(query, key, value, cu_seq_q, scale, window_size[1] == 0, size)
+
+    def newest(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *,
+        scale=None, window_size=(-1, -1), enable_gqa=False,
+    ):  # fmt: skip
+        assert enable_gqa
+        size = None if window_size[0] < 0 else window_size[0] + 1
+        return attend(query, key, value, cu_seq_q, scale, window_size[1] == 0, size)
+
+    import torch.nn.attention.varlen as module
+
+    chosen = {"2.10": oldest, "2.11": middle, "2.13": newest}[version]
+    monkeypatch.setattr(module, "varlen_attn", chosen)
+    with torch.no_grad():
+        q, k, v = random_qkv()
+        expected = row_by_row(q, k, v, packed(), 0.7, None, window)
+        torch.testing.assert_close(varlen(q, k, v, packed(), 0.7, None, window), expected, atol=1e-5, rtol=0)
