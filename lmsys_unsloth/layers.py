@@ -78,7 +78,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, gemma: bool) -> Tensor:
         exact = x.float()
-        scale = torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + epsilon)
+        scale = torch.rsqrt(torch.linalg.vecdot(exact, exact)[..., None] / x.shape[-1] + epsilon)
         ctx.save_for_backward(x, scale)
         ctx.weight, ctx.gemma = weight, gemma
         normed = exact * scale
@@ -90,10 +90,9 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         x, scale = ctx.saved_tensors
         weight = 1.0 + ctx.weight.float() if ctx.gemma else ctx.weight
-        inner = (gradient * weight).float()
-        normed = x.float() * scale
-        dx = scale * (inner - normed * (inner * normed).mean(-1, keepdim=True))
-        return dx.to(x.dtype), None, None, None
+        inner, exact = (gradient * weight).float(), x.float()
+        along = torch.linalg.vecdot(inner, exact)[..., None] * scale.pow(3) / x.shape[-1]
+        return (inner * scale).addcmul_(exact, along, value=-1).to(x.dtype), None, None, None
 
 
 def queries_keys_values(attention: nn.Module, x: Tensor, kernels: Kernels | None) -> tuple[Tensor, ...]:
@@ -171,6 +170,27 @@ def rotary_table(config: Any, positions: Tensor, dtype: torch.dtype) -> tuple[Te
 
 def rotated(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """``x`` ``[tokens, heads, head_dim]`` turned by its positions; halves are paired, as in transformers."""
-    cos, sin = table
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return cast(Tensor, _Rotated.apply(x, *table))  # type: ignore[no-untyped-call]
+
+
+class _Rotated(torch.autograd.Function):
+    """A rotation, whose gradient is turned back; autograd would go through slices and a concatenation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.table = cos, sin
+        return _Rotated.turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.table
+        return _Rotated.turn(gradient, cos, -sin), None, None
+
+    @staticmethod
+    def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        low, high = out.chunk(2, dim=-1)
+        torch.mul(first, cos, out=low).addcmul_(second, sin, value=-1)
+        torch.mul(second, cos, out=high).addcmul_(first, sin)
+        return out
