@@ -95,7 +95,7 @@ def predict(
         swapped row counts twice), ``tokens_per_second``, ``peak_memory_gb``; for ``uncertain`` also
         ``swap_seconds`` and ``swap_seconds_saved``, against exchanging the bots of every row.
     """
-    decoder = agreeing_decoder(model, encoded, encoder.answer_ids, fast=config.train.fast)
+    decoder = agreeing_decoder(model, encoded, fast=config.train.fast)
     tokens, swap = config.eval.tokens_per_batch, config.eval.swap
     started = time.perf_counter()
     probabilities = score(decoder, encoded, encoder.answer_ids, tokens)

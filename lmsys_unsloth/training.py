@@ -93,7 +93,7 @@ def train(
         seed=seed,
     )[: config.max_steps]
     padding = padding_share([micro_batch for step in steps for micro_batch in step], lengths)
-    decoder = agreeing_decoder(model, rows, answer_ids, fast=config.fast)
+    decoder = agreeing_decoder(model, rows, fast=config.fast)
     checkpointed = _set_checkpoints(decoder, config, steps, lengths)
     log.info(
         "training on %d rows: %d steps of up to %d rows, %s, %s",

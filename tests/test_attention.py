@@ -59,6 +59,25 @@ def test_flex_equals_row_by_row(cap: float | None, window: int | None) -> None:
     torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("tokens", [2, 7, 128, 129, 250])
+def test_short_rows_in_bfloat16_have_the_gradients_of_float32(tokens: int) -> None:
+    torch.manual_seed(0)
+    exact = [torch.randn(tokens, heads, DIMENSIONS) for heads in (HEADS, GROUPS, GROUPS)]
+    up = torch.randn(tokens, HEADS, DIMENSIONS)
+    rows = PackedRows((tokens,), (tokens,), torch.device("cpu"))
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        inputs = [x.to(dtype).requires_grad_() for x in exact]
+        out = row_by_row(*inputs, rows, 0.7, None, None)
+        transposed = out.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+        way_back = transposed.next_functions[0][0].name()  # type: ignore[union-attr]
+        assert ("ShortRow" in way_back) == (dtype == torch.bfloat16)
+        return list(torch.autograd.grad(out, inputs, up.to(dtype)))
+
+    for short, reference in zip(gradients(torch.bfloat16), gradients(torch.float32), strict=True):
+        assert (short.float() - reference).norm() <= 0.02 * reference.norm() + 1e-6
+
+
 @pytest.mark.parametrize(("cap", "window"), CASES)
 @pytest.mark.parametrize("count", [1, 3])
 def test_asking_for_the_last_positions_only_changes_nothing_there(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,3 +88,25 @@ def test_collate_puts_rows_one_behind_the_other() -> None:
     batch = collate([np.array([5, 6, 7]), np.array([8])], [target(1, None), target(None, (0.2, 0.3, 0.5))])
     assert batch.input_ids.tolist() == [5, 6, 7, 8] and batch.lengths == (3, 1)
     assert batch.targets.tolist() == [[0, 1, 0], [np.float32(0.2), np.float32(0.3), 0.5]]
+
+
+def test_a_token_limit_on_steps_holds() -> None:
+    lengths = np.random.default_rng(0).integers(5, 60, 300).tolist()
+    units = [[row] for row in range(len(lengths))]
+    steps = plan_steps(
+        units, lengths, epochs=1, rows_per_step=32, tokens_per_micro_batch=500, seed=0, tokens_per_step=200
+    )
+    rows = [row for step in steps for batch in step for row in batch]
+    assert sorted(rows) == list(range(300))
+    assert max(sum(lengths[row] for batch in step for row in batch) for step in steps) <= 200
+    free = plan_steps(units, lengths, epochs=1, rows_per_step=32, tokens_per_micro_batch=500, seed=0)
+    assert len(free) < len(steps)
+
+
+def test_split_keeps_rows_and_order() -> None:
+    batch = collate([np.arange(n) for n in (4, 9, 3, 3)], np.arange(12).reshape(4, 3).tolist())
+    parts = batch.split(6)
+    assert [part.lengths for part in parts] == [(4,), (9,), (3, 3)]
+    assert torch.cat([part.input_ids for part in parts]).equal(batch.input_ids)
+    assert torch.cat([part.targets for part in parts]).equal(batch.targets)
+    assert batch.padded_tokens == 36

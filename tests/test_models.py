@@ -96,3 +96,29 @@ def test_a_hub_out_of_reach_names_both_remedies(monkeypatch: pytest.MonkeyPatch,
         UserError, match=r"(?s)nothing is cached.*hf download unsloth/llama-3.*model.path=DIR"
     ):
         models.local_folder(config, weights=True)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_resident_weights_are_the_same_values(architecture: Architecture, tmp_path: Path) -> None:
+    config = saved(architecture, tmp_path)
+    quantised = models.load_model(config)
+    resident: Any = models.load_model(config.model_copy(update={"resident": "bf16"}))
+    assert not any(isinstance(module, bnb.nn.Linear4bit) for module in resident.modules())
+    batch = collate(random_rows(), [NO_TARGET] * 6)
+    with torch.no_grad():
+        one, other = (
+            answer_probabilities(FastDecoder(with_adapters(m)), batch, ANSWERS) for m in (quantised, resident)
+        )
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_weights_become_resident_only_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = saved("llama", tmp_path).model_copy(update={"resident": "auto"})
+    monkeypatch.setattr(models.memory, "free_bytes", lambda: 1_000_000)
+    tight: Any = models.load_model(config)
+    assert any(isinstance(module, bnb.nn.Linear4bit) for module in tight.modules())
+    monkeypatch.setattr(models.memory, "free_bytes", lambda: 10_000_000_000)
+    roomy: Any = models.load_model(config)
+    assert not any(isinstance(module, bnb.nn.Linear4bit) for module in roomy.modules())

@@ -146,7 +146,7 @@ def test_the_same_seed_gives_the_same_adapters(folder: Path, tmp_path: Path) -> 
 
 
 def test_the_head_never_runs_on_other_positions(folder: Path, tmp_path: Path) -> None:
-    from lmsys_unsloth import agreement, forward
+    from lmsys_unsloth import forward
 
     model, seen = adapted(folder), []
     model.get_base_model().lm_head.register_forward_hook(lambda *_: pytest.fail("the whole LM head was run"))
@@ -159,9 +159,7 @@ def test_the_head_never_runs_on_other_positions(folder: Path, tmp_path: Path) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forward, "head_logits", counted)
         fit(model, folder, Run(tmp_path), TRAIN.model_copy(update={"max_steps": 2}))
-    assert sum(shape[0] for shape in seen) <= 8 + 2 * agreement.ROWS and all(
-        len(shape) == 2 for shape in seen
-    )
+    assert sum(shape[0] for shape in seen) <= 8 and all(len(shape) == 2 for shape in seen)
 
 
 def test_adapters_below_the_first_layer_are_left_out(folder: Path) -> None:
@@ -195,3 +193,107 @@ def test_weights_in_a_format_that_can_carry_code_are_refused(folder: Path, tmp_p
 def test_an_unfinished_run_has_no_adapters(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train.py resume="):
         models.load_adapters(models.load_model(model_config(folder)), tmp_path / "adapter")
+
+
+def test_the_fast_path_learns_the_same_curve(folder: Path, tmp_path: Path) -> None:
+    curves, weights = [], []
+    for fast in (True, False):
+        model, run = adapted(folder), Run(tmp_path / str(fast))
+        fit(model, folder, run, TRAIN.model_copy(update={"fast": fast, "epochs": 3}))
+        account = json.loads(run.training.read_text())
+        assert account["fast"] is fast and (account["padding_share"] == 0) is fast
+        curves.append([point["loss"] for point in account["learning_curve"]])
+        weights.append(adapters(model))
+    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-2, atol=2e-4, msg=name)
+
+
+def test_out_of_memory_makes_smaller_micro_batches_and_loses_no_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lmsys_unsloth import trainer
+
+    plenty = adapted(folder)
+    fit(plenty, folder, Run(tmp_path / "plenty"))
+    ordinary = trainer.answer_loss
+
+    def small_memory(decoder: Any, batch: Any, *more: Any) -> torch.Tensor:
+        if sum(batch.lengths) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return ordinary(decoder, batch, *more)
+
+    monkeypatch.setattr(trainer, "answer_loss", small_memory)
+    scarce = adapted(folder)
+    with caplog.at_level("WARNING"):
+        fit(scarce, folder, Run(tmp_path / "scarce"))
+    warnings = [record.message for record in caplog.records if "out of memory" in record.message]
+    assert 1 <= len(warnings) <= 2 and "same step" in warnings[0]
+    runs = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("plenty", "scarce")]
+    assert runs[0]["steps"] == runs[1]["steps"] == len(runs[1]["learning_curve"])
+    for name, tensor in adapters(plenty).items():
+        torch.testing.assert_close(adapters(scarce)[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_out_of_memory_with_a_single_row_checkpoints_and_then_gives_up(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lmsys_unsloth import trainer
+
+    def no_memory(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "answer_loss", no_memory)
+    with caplog.at_level("WARNING"), pytest.raises(UserError, match=r"(?s)single row of .*prompt.max_tokens"):
+        fit(adapted(folder), folder, Run(tmp_path))
+    assert "all layers are checkpointed" in caplog.text
+
+
+def test_other_errors_are_not_taken_for_a_small_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmsys_unsloth import trainer
+
+    def broken(*_: Any) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(trainer, "answer_loss", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        fit(adapted(folder), folder, Run(tmp_path))
+
+
+def test_scoring_goes_on_in_parts_when_memory_is_small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmsys_unsloth import evaluation
+
+    model, ordinary = adapted(folder), evaluation.answer_probabilities
+    expected = score(FastDecoder(model), rows(), ANSWER_IDS, 256)
+
+    def small_memory(decoder: Any, batch: Any, answer_ids: Any) -> torch.Tensor:
+        if sum(batch.lengths) > 20:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return ordinary(decoder, batch, answer_ids)
+
+    monkeypatch.setattr(evaluation, "answer_probabilities", small_memory)
+    np.testing.assert_allclose(score(FastDecoder(model), rows(), ANSWER_IDS, 256), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("trouble", ["wrong", "broken"])
+def test_a_fast_path_that_is_wrong_or_broken_is_not_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    from lmsys_unsloth import agreement
+    from lmsys_unsloth.decoder import OrdinaryDecoder
+
+    model = models.load_model(model_config(folder))
+    assert isinstance(agreement.agreeing_decoder(model, rows(), fast=True), FastDecoder)
+    assert isinstance(agreement.agreeing_decoder(model, rows(), fast=False), OrdinaryDecoder)
+
+    def attend(self: Any, index: int, q: Any, k: Any, v: Any, *rest: Any) -> torch.Tensor:
+        if trouble == "broken":
+            raise RuntimeError("no kernel for this GPU")
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(FastDecoder, "_attend", attend)
+    with caplog.at_level("WARNING"):
+        assert isinstance(agreement.agreeing_decoder(model, rows(), fast=True), OrdinaryDecoder)
+    assert "going on without it" in caplog.text
