@@ -185,8 +185,8 @@ def report(options: argparse.Namespace, found: dict[tuple[str, str], list[dict[s
         f"SmolLM2-135M, 4-bit, LoRA r=16 on all linear layers, {ROWS_PER_STEP} rows a step, "
         f"{options.train_rows} rows trained on and\n{options.eval_rows} scored, at most "
         f"{options.max_tokens} tokens a row ({first['mean_tokens']:.0f} on average). Each measurement is a\n"
-        f"process of its own, in turn, medians of {options.rounds}. Peak memory is that of the whole process; "
-        f"{first['imported_gb']:.1f} GB of it is\nPython and its libraries.",
+        f"process of its own, in turn, medians of {options.rounds}. Peak memory is that of the whole "
+        f"process; {first['imported_gb']:.1f} GB of it is\nPython and its libraries.",
     ]
     for job, variants in VARIANTS.items():
         count = options.train_rows if job == "train" else options.eval_rows
@@ -202,8 +202,8 @@ def report(options: argparse.Namespace, found: dict[tuple[str, str], list[dict[s
         for who, name in variants.items():
             every = ", ".join(f"{value:.2f}" for value in speed[who])
             lines.append(
-                f"| {name} | {middle[who]:.2f} | {every} | {peak[who]:.2f} | {middle[who] / middle[rival]:.2f}× "
-                f"| {peak[who] / peak[rival]:.2f}× |"
+                f"| {name} | {middle[who]:.2f} | {every} | {peak[who]:.2f} | "
+                f"{middle[who] / middle[rival]:.2f}× | {peak[who] / peak[rival]:.2f}× |"
             )
     return "\n".join(lines) + "\n\nAims: 1.5× the speed in training and in scoring, 0.7× the memory.\n"
 

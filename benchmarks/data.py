@@ -47,9 +47,9 @@ def measure(arena: Path, tokenizer_folder: str) -> None:
         from transformers import AutoTokenizer
 
         from lmsys_unsloth.comparisons import swap_rows
-        from lmsys_unsloth.config import DataConfig, PromptConfig
         from lmsys_unsloth.prompting import tokens
         from lmsys_unsloth.rows import data
+        from lmsys_unsloth.settings import DataConfig, PromptConfig
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed: Any = OmegaConf.to_container(compose("train", ["data=lmsys", "prompt=v2"]), resolve=True)
     config = DataConfig.model_validate(composed["data"] | {"path": str(arena)})

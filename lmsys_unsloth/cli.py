@@ -15,9 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lmsys_unsloth.config import Config, UserError, is_known_key, parse
+from lmsys_unsloth.config import Config, is_known_key, parse
 from lmsys_unsloth.prompting.prompt_file import use_prompt_file
 from lmsys_unsloth.runs import Run
+from lmsys_unsloth.settings import UserError
 
 _GROUPS = ("model", "prompt", "lora", "data", "train", "logger", "experiment", "debug")
 _COMMAND_KEYS = ("resume", "run", "runs")

@@ -19,12 +19,21 @@ from torch.nn import functional as F
 class Kernels:
     """What unsloth brings on CUDA.
 
-    Its fused LoRA functions need no entry here: unsloth hangs them on the layers
-    (``self_attn.apply_qkv``, ``self_attn.apply_o``, ``mlp.forward``).
+    Its fused LoRA functions need no entry here: unsloth hangs them on the layers that they suit
+    (``self_attn.apply_qkv``, ``self_attn.apply_o``, ``mlp.forward``; see :func:`_fused`).
     """
 
     rms_norm: Callable[..., Tensor]
     """``fast_rms_layernorm(module, x, gemma=False)``."""
+
+
+def _fused(owner: nn.Module, name: str) -> Any:
+    """The fused LoRA function that unsloth put on a module in place of its own; None where it did not.
+
+    It does so when it makes the adapters, not when they are loaded, and for float32 weights never.
+    """
+    function = vars(owner).get(name)
+    return function if "apply_lora" in getattr(function, "__name__", "") else None
 
 
 def linear(module: nn.Module, x: Tensor) -> Tensor:
@@ -98,23 +107,22 @@ class _RmsNorm(torch.autograd.Function):
 def queries_keys_values(attention: nn.Module, x: Tensor, kernels: Kernels | None) -> tuple[Tensor, ...]:
     """Projections ``[..., heads * head_dim]`` of ``x``, before rotation."""
     projections = cast(Any, attention)
-    if kernels is not None:
-        return cast(tuple[Tensor, ...], projections.apply_qkv(attention, x))
+    if kernels is not None and (fused := _fused(attention, "apply_qkv")):
+        return cast(tuple[Tensor, ...], fused(attention, x))
     return tuple(linear(p, x) for p in (projections.q_proj, projections.k_proj, projections.v_proj))
 
 
 def attention_output(attention: nn.Module, x: Tensor, kernels: Kernels | None) -> Tensor:
     """The output projection ``[..., width]`` of what the heads found."""
-    projections = cast(Any, attention)
-    if kernels is not None:
-        return cast(Tensor, projections.apply_o(attention, x))
-    return linear(projections.o_proj, x)
+    if kernels is not None and (fused := _fused(attention, "apply_o")):
+        return cast(Tensor, fused(attention, x))
+    return linear(cast(Any, attention).o_proj, x)
 
 
 def gated_mlp(mlp: nn.Module, x: Tensor, kernels: Kernels | None) -> Tensor:
     """``down(activation(gate(x)) * up(x))``."""
-    if kernels is not None:
-        return cast(Tensor, mlp(x))
+    if kernels is not None and (fused := _fused(mlp, "forward")):
+        return cast(Tensor, fused(x))
     m = cast(Any, mlp)
     gate, up = linear(m.gate_proj, x), linear(m.up_proj, x)
     name = m.config.hidden_activation if hasattr(m.config, "hidden_activation") else m.config.hidden_act

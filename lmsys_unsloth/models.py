@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from lmsys_unsloth import memory, smollm2
-from lmsys_unsloth.config import LoraConfig, ModelConfig, TrainConfig, UserError
 from lmsys_unsloth.decoder import Decoder, FastDecoder, OrdinaryDecoder, compute_dtype
 from lmsys_unsloth.layers import Kernels
+from lmsys_unsloth.settings import LoraConfig, ModelConfig, TrainConfig, UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel

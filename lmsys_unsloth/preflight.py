@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from lmsys_unsloth.config import Config, ModelConfig, UserError
+from lmsys_unsloth import memory, models
+from lmsys_unsloth.config import Config
 from lmsys_unsloth.prompting.tokens import RowEncoder
+from lmsys_unsloth.settings import ModelConfig, UserError
 
 Verdict = Literal["ok", "look", "stop"]
 _COLOURS = {"ok": "green", "look": "yellow", "stop": "red"}
@@ -50,7 +51,7 @@ def checks(config: Config, encoder: RowEncoder, folder: Path) -> list[Check]:
         _head(model, folder),
         _caps(config.model, model),
         _dtype(config.model),
-        _attention(config.model),
+        _attention(config),
         _memory(config, model),
         *_versions(),
     ]
@@ -160,12 +161,15 @@ def _dtype(config: ModelConfig) -> Check:
     return Check("dtype", "float16 (this GPU has no bfloat16)")
 
 
-def _attention(config: ModelConfig) -> Check:
-    if torch.cuda.is_available():
-        return Check("attention", f"unsloth on {torch.cuda.get_device_name()}")
-    if config.architecture == "gemma2":
-        return Check("attention", "eager (SDPA can't cap attention logits)")
-    return Check("attention", "PyTorch SDPA")
+def _attention(config: Config) -> Check:
+    gemma, on_gpu = config.model.architecture == "gemma2", torch.cuda.is_available()
+    if not config.train.fast:
+        own = "unsloth's" if on_gpu else "eager, as SDPA can't cap logits" if gemma else "PyTorch SDPA"
+        return Check("attention", f"{own}, rows padded (train.fast=false)")
+    if not on_gpu:
+        return Check("attention", "row by row" + (", capped logits" if gemma else ", PyTorch SDPA"))
+    kernel = "FlexAttention with cap and window" if gemma else "variable-length flash attention"
+    return Check("attention", f"packed rows, {kernel}, {torch.cuda.get_device_name()}")
 
 
 def _memory(config: Config, model: dict[str, Any]) -> Check:
@@ -179,15 +183,18 @@ def _memory(config: Config, model: dict[str, Any]) -> Check:
     weight_bytes = 0.56 if config.model.load_in_4bit else 2  # NF4 with its block scales; bfloat16
     heads_stored = 1 if model.get("tie_word_embeddings", config.model.architecture == "gemma2") else 2
     weights = depth * per_layer * weight_bytes + 2 * entries * width * heads_stored
-    # bfloat16 tensors that a layer keeps for its backward pass; about what was measured on SmolLM2
-    per_token = depth * 2 * (8 * width + 3 * kv_width + 4 * inner)
-    activations: float = per_token * config.train.tokens_per_micro_batch
+    free = memory.free_bytes() / 1e9
+    extra = depth * per_layer * (2 - weight_bytes)  # when 4-bit weights are dequantised once
+    may = config.model.resident == "auto" and extra < models.RESIDENT_SHARE * (free * 1e9 - weights)
+    if config.model.resident == "bf16" or may:
+        weights += extra
+    # bfloat16 tensors that a layer keeps for its backward pass, as measured on SmolLM2: 0.54 MB a token
+    per_token = depth * 2 * (4 * width + 3 * q_width + 2 * kv_width + 3 * inner)
+    tokens = config.train.tokens_per_micro_batch
+    activations: float = per_token * tokens
     if config.train.checkpoint == "all":
-        activations = 2 * width * depth * config.train.tokens_per_micro_batch + per_token / depth * 2048
+        activations = 2 * width * depth * tokens + 2 * per_token / depth * tokens
     need = (weights + activations) / 1e9
-    free = (
-        torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-    ) / 1e9
     parts = f"weights {weights / 1e9:.1f}, activations {activations / 1e9:.1f}"
     value = f"about {need:.1f} GB of {free:.1f} GB free ({parts})"
     if need < free:

@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from lmsys_unsloth.config import Config, UserError
+from lmsys_unsloth.config import Config
 from lmsys_unsloth.files import write_json, write_text
+from lmsys_unsloth.settings import UserError
 
 _PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth",

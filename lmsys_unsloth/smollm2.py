@@ -22,8 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.paths import cache_dir
+from lmsys_unsloth.settings import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -21,12 +21,12 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from lmsys_unsloth.batches import AnswerIds, Batch, Step, collate, target
-from lmsys_unsloth.config import TrainConfig, UserError
 from lmsys_unsloth.decoder import Decoder, FastDecoder, compute_dtype
 from lmsys_unsloth.files import write_json
 from lmsys_unsloth.forward import answer_loss
 from lmsys_unsloth.progress import progress
 from lmsys_unsloth.prompting.tokens import EncodedRow
+from lmsys_unsloth.settings import TrainConfig, UserError
 from lmsys_unsloth.tracking import Tracker
 
 if TYPE_CHECKING:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from lmsys_unsloth import memory, models
 from lmsys_unsloth.agreement import agreeing_decoder
 from lmsys_unsloth.batches import AnswerIds, Step, consecutive, padding_share, plan_steps
-from lmsys_unsloth.config import Config, TrainConfig
+from lmsys_unsloth.config import Config
 from lmsys_unsloth.decoder import Decoder, FastDecoder
 from lmsys_unsloth.files import write_json
 from lmsys_unsloth.prompting.tokens import EncodedRow
 from lmsys_unsloth.runs import Run
+from lmsys_unsloth.settings import TrainConfig
 from lmsys_unsloth.tracking import Tracker
 from lmsys_unsloth.trainer import COMPLETE, AnswerTrainer, StepLoader
 

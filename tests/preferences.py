@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import DataConfig
 from lmsys_unsloth.rows.sources import Rows, read
+from lmsys_unsloth.settings import DataConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "data"
 

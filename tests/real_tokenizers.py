@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lmsys_unsloth import smollm2
-from lmsys_unsloth.config import PromptConfig
 from lmsys_unsloth.prompting.tokens import RowEncoder
+from lmsys_unsloth.settings import PromptConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 TOKENIZERS = ("llama3", "gemma2", "smollm2")

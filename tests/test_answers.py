@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from real_tokenizers import template, tokenizer
 
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.prompting.answers import answer_ids
 from lmsys_unsloth.prompting.vocabulary import Vocabulary
+from lmsys_unsloth.settings import UserError
 
 SLOT = ["Hi\n\n### Best response:"]
 

@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lmsys_unsloth.cli import prepare_arguments
-from lmsys_unsloth.config import Config, UserError, is_known_key, parse
+from lmsys_unsloth.config import Config, is_known_key, parse
+from lmsys_unsloth.settings import UserError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 

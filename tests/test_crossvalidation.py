@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.scoring import predictions
 from lmsys_unsloth.scoring.averaging import best_weights
 from lmsys_unsloth.scoring.crossvalidation import compared, merge
 from lmsys_unsloth.scoring.predictions import Predictions
+from lmsys_unsloth.settings import UserError
 
 ROWS = 60
 FOLDS = 3

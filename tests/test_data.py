@@ -15,8 +15,8 @@ import yaml
 from preferences import CONF, config, record, write_csv
 from pydantic import ValidationError
 
-from lmsys_unsloth.config import DebugConfig, UserError
 from lmsys_unsloth.rows import data, duplicates, rowcache
+from lmsys_unsloth.settings import DebugConfig, UserError
 from lmsys_unsloth.simulate import simulate
 
 

@@ -183,5 +183,43 @@ def test_unusual_adapters_are_computed_by_peft(special: str) -> None:
 def test_another_architecture_is_refused() -> None:
     model: Any = tiny_model("llama")
     model.config.model_type = "mistral"
-    with pytest.raises(ValueError, match="knows llama and gemma2"):
+    with pytest.raises(ValueError, match="llama and gemma2"):
         FastDecoder(model)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_unsloth_s_functions_are_called_where_it_has_put_them(architecture: Architecture) -> None:
+    """On CUDA; here stand-ins with unsloth's names and calling conventions take their place."""
+    from types import MethodType
+
+    from lmsys_unsloth.layers import Kernels, linear
+
+    model, batch, calls = with_adapters(tiny_model(architecture)), labelled(), []
+    expected = loss_and_gradients(FastDecoder(model), batch)
+
+    def fast_rms_layernorm(module: Any, x: torch.Tensor, gemma: bool = False) -> torch.Tensor:
+        assert gemma == (architecture == "gemma2")
+        calls.append("norm")
+        return module(x)
+
+    def apply_lora_qkv(self: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        assert x.dim() == 3
+        calls.append("qkv")
+        return tuple(linear(p, x) for p in (self.q_proj, self.k_proj, self.v_proj))
+
+    def apply_lora_o(self: Any, x: torch.Tensor) -> torch.Tensor:
+        calls.append("o")
+        return linear(self.o_proj, x)
+
+    def apply_lora_mlp_swiglu(self: Any, x: torch.Tensor) -> torch.Tensor:
+        calls.append("mlp")
+        return type(self).forward(self, x)
+
+    for layer in model.get_base_model().model.layers:
+        layer.self_attn.apply_qkv, layer.self_attn.apply_o = apply_lora_qkv, apply_lora_o
+        layer.mlp.forward = MethodType(apply_lora_mlp_swiglu, layer.mlp)
+    found = loss_and_gradients(FastDecoder(model, Kernels(fast_rms_layernorm)), batch)
+    assert_same(found, expected)
+    # The last layer, at the slot only, is left to plain PyTorch.
+    assert [calls.count(name) for name in ("qkv", "o", "mlp")] == [3, 3, 3]
+    assert calls.count("norm") == 4 * (4 if architecture == "gemma2" else 2) + 1

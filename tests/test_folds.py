@@ -10,9 +10,9 @@ import pytest
 from preferences import labelled
 
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.rows import folds
 from lmsys_unsloth.rows.folds import balance, load_folds, make_folds, save_folds
+from lmsys_unsloth.settings import UserError
 
 
 def _rows(count: int, seed: int = 0) -> tuple[list[Comparison], np.ndarray]:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from preferences import read_all, read_records, record, write_csv, write_jsonl
 
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.rows import formats
+from lmsys_unsloth.settings import UserError
 
 HOSTILE = (
     'say "hi", then\nleave\r\n',

@@ -9,7 +9,7 @@ import pytest
 from preferences import read_all, read_records, record, write_csv, write_jsonl
 
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import UserError
+from lmsys_unsloth.settings import UserError
 
 
 def _dialogue(*texts: str) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.scoring import calibration, metrics
 from lmsys_unsloth.scoring.predictions import Predictions, with_swap
+from lmsys_unsloth.settings import UserError
 from lmsys_unsloth.simulate import simulate
 
 

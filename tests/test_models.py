@@ -13,9 +13,9 @@ from tiny import Architecture, tiny_model
 
 from lmsys_unsloth import models, smollm2
 from lmsys_unsloth.batches import collate
-from lmsys_unsloth.config import ModelConfig, UserError
 from lmsys_unsloth.decoder import FastDecoder
 from lmsys_unsloth.forward import answer_probabilities
+from lmsys_unsloth.settings import ModelConfig, UserError
 
 ANSWERS = ((11,), (29,), (173,))
 

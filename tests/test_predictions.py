@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.scoring import predictions
 from lmsys_unsloth.scoring.predictions import Predictions
+from lmsys_unsloth.settings import UserError
 
 
 def some(n: int = 4, **extra) -> Predictions:

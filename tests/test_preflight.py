@@ -12,9 +12,10 @@ from safetensors.numpy import save_file
 from test_config import composed
 
 from lmsys_unsloth import smollm2
-from lmsys_unsloth.config import Config, UserError, parse
+from lmsys_unsloth.config import Config, parse
 from lmsys_unsloth.preflight import Check, checks, show
 from lmsys_unsloth.prompting.tokens import RowEncoder
+from lmsys_unsloth.settings import UserError
 
 GEMMA2 = {
     "model_type": "gemma2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,

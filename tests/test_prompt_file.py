@@ -9,9 +9,10 @@ from real_tokenizers import CONF, composed
 
 from lmsys_unsloth import smollm2
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import UserError, parse
+from lmsys_unsloth.config import parse
 from lmsys_unsloth.prompting.prompt_file import use_prompt_file
 from lmsys_unsloth.prompting.tokens import RowEncoder
+from lmsys_unsloth.settings import UserError
 
 MINE = """
 answers: {a: A, b: B, tie: C}

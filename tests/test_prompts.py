@@ -6,9 +6,9 @@ import pytest
 from real_tokenizers import TOKENIZERS, encoder, template, tokenizer
 
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import PromptConfig, UserError
 from lmsys_unsloth.prompting.prompts import Segment, Template, Turn, chat_markup, mark_slot, text_of, turns_of
 from lmsys_unsloth.prompting.tokens import RowEncoder
+from lmsys_unsloth.settings import PromptConfig, UserError
 
 TWO_TURNS = Comparison("7", ("Hi", "More?"), ("Hello!", "No."), ("Yo", "Yes."))
 

@@ -13,7 +13,7 @@ import pytest
 from preferences import read_all
 
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import UserError
+from lmsys_unsloth.settings import UserError
 from lmsys_unsloth.simulate import bots, judge, languages, simulate, simulate_row, turns, vocabulary
 from lmsys_unsloth.simulate.__main__ import main, parse_arguments
 from lmsys_unsloth.simulate.bots import Behaviour

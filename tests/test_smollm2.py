@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lmsys_unsloth import smollm2
-from lmsys_unsloth.config import UserError
+from lmsys_unsloth.settings import UserError
 
 
 def test_tokenizer_is_the_published_one() -> None:

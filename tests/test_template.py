@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from lmsys_unsloth.config import PromptConfig, prompt_problems
+from lmsys_unsloth.config import prompt_problems
 from lmsys_unsloth.prompting.template import Field, field_counts, form_problems, problems, split, unescaped
+from lmsys_unsloth.settings import PromptConfig
 
 GOOD = {"answers": {"a": " A", "b": " B", "tie": " Tie"}, "name": "mine"}
 TURN = {"each_turn": "{prompt} {response_a} {response_b}\n"}

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from real_tokenizers import TEMPLATES, TOKENIZERS, encoder, template, tokenizer
 
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.prompting import tokens
 from lmsys_unsloth.prompting.fitting import measure
 from lmsys_unsloth.prompting.prompts import Turn
 from lmsys_unsloth.prompting.tokens import EncodedRow, RowEncoder, encode_cached
+from lmsys_unsloth.settings import UserError
 
 ROW = Comparison("7", ("Hi", "More?"), ("Hello!", "No."), ("Yo", "Yes."), label=1)
 LONG = Comparison(

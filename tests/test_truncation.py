@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsys_unsloth.config import LimitsConfig, TruncationConfig
 from lmsys_unsloth.prompting.truncation import LEAST_TOKENS, Costs, Measured, cut, plan
+from lmsys_unsloth.settings import LimitsConfig, TruncationConfig
 
 COSTS = Costs(fixed=10, per_turn=5, gap=3, mark=2, weights=(1, 1, 1))
 FOUR_TURNS = [(10, 20, 30), (10, 10, 10), (20, 20, 20), (5, 40, 10)]

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from real_tokenizers import TOKENIZERS, tokenizer
 
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.prompting.vocabulary import Vocabulary
+from lmsys_unsloth.settings import UserError
 
 
 @pytest.fixture(params=TOKENIZERS, scope="module")

@@ -65,21 +65,25 @@ def tiny_model(architecture: Architecture, **changes: Any) -> nn.Module:
 
 def save_tiny_llama(folder: Path) -> Path:
     """A tiny random Llama with SmolLM2's vocabulary and tokenizer, as a local model folder."""
+    return save_random_model("llama", folder, width=64, layers=2)
+
+
+def save_random_model(architecture: Architecture, folder: Path, *, width: int, layers: int) -> Path:
+    """A random model with SmolLM2's vocabulary and tokenizer, as a local model folder."""
     from lmsys_unsloth import smollm2
 
     torch.manual_seed(0)
-    settings = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        pad_token_id=2,
-    )
-    LlamaForCausalLM(settings).save_pretrained(folder)
+    settings: dict[str, Any] = dict(
+        vocab_size=49152, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=width // 4, max_position_embeddings=8192,
+        tie_word_embeddings=True, pad_token_id=2,
+    )  # fmt: skip
+    model: Any
+    if architecture == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**settings))
+    else:
+        model = Gemma2ForCausalLM(Gemma2Config(**settings, query_pre_attn_scalar=width // 4))
+    model.save_pretrained(folder)
     smollm2.tokenizer().save_pretrained(folder)
     return folder
 

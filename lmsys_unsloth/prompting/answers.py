@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmsys_unsloth.comparisons import LABELS
-from lmsys_unsloth.config import PromptConfig, UserError
 from lmsys_unsloth.prompting.vocabulary import Vocabulary
+from lmsys_unsloth.settings import PromptConfig, UserError
 
 AnswerIds = tuple[tuple[int, ...], ...]
 """Token ids of the answers in :data:`~lmsys_unsloth.comparisons.LABELS` order."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import EachTurnConfig, PromptConfig, UserError
 from lmsys_unsloth.prompting.prompts import Segment, Template, Turn, text_of, turns_of
 from lmsys_unsloth.prompting.template import field_counts
 from lmsys_unsloth.prompting.truncation import Costs, Measured, cut, plan
 from lmsys_unsloth.prompting.vocabulary import Ids, Vocabulary
+from lmsys_unsloth.settings import EachTurnConfig, PromptConfig, UserError
 
 
 @dataclass(slots=True, eq=False)

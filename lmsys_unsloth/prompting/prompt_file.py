@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from lmsys_unsloth.config import UserError
+from lmsys_unsloth.settings import UserError
 
 
 def use_prompt_file(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:

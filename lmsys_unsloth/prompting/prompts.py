@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from lmsys_unsloth.comparisons import LABELS, Comparison
-from lmsys_unsloth.config import AnswersConfig, PromptConfig, UserError
 from lmsys_unsloth.prompting.template import Field, split, unescaped
+from lmsys_unsloth.settings import AnswersConfig, PromptConfig, UserError
 
 
 class Segment(NamedTuple):

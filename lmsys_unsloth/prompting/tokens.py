@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from lmsys_unsloth import cache
 from lmsys_unsloth.comparisons import Comparison, fingerprint
-from lmsys_unsloth.config import PromptConfig, UserError, prompt_problems
+from lmsys_unsloth.config import prompt_problems
 from lmsys_unsloth.progress import progress as progress_bar
 from lmsys_unsloth.prompting import answers, fitting, prompts, template, truncation, vocabulary
 from lmsys_unsloth.prompting.answers import AnswerIds, answer_ids
 from lmsys_unsloth.prompting.fitting import Fitted, Fitter
 from lmsys_unsloth.prompting.prompts import ChatMarkup, Template, Turn, chat_markup, mark_slot
 from lmsys_unsloth.prompting.vocabulary import Ids, Vocabulary
+from lmsys_unsloth.settings import PromptConfig, UserError
 
 
 @dataclass(frozen=True, slots=True, eq=False)

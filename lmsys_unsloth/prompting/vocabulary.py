@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmsys_unsloth.config import UserError
+from lmsys_unsloth.settings import UserError
 
 Ids = NDArray[np.int32]
 

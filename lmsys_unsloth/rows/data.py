@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from lmsys_unsloth import cache
 from lmsys_unsloth.comparisons import Comparison, fingerprint
-from lmsys_unsloth.config import DataConfig, DebugConfig, UserError
 from lmsys_unsloth.files import write_json
 from lmsys_unsloth.rows import duplicates, leaks, rowcache, sources
 from lmsys_unsloth.rows import folds as fold_module
 from lmsys_unsloth.rows.duplicates import Similar
 from lmsys_unsloth.rows.folds import Folds, balance, prompt_text
 from lmsys_unsloth.rows.sources import BadRow, Rows
+from lmsys_unsloth.settings import DataConfig, DebugConfig, UserError
 from lmsys_unsloth.simulate import simulate
 
 log = logging.getLogger(__name__)

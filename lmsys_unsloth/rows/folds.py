@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.files import replacing
+from lmsys_unsloth.settings import UserError
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.progress import progress
 from lmsys_unsloth.rows import layouts
 from lmsys_unsloth.rows.cells import Problem, encodable
+from lmsys_unsloth.settings import UserError
 
 KINDS = ".csv, .csv.gz, .parquet, .jsonl, .jsonl.gz or hf:owner/name"
 PACKED_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.rows import cells
 from lmsys_unsloth.rows.cells import CellError, Problem, Turns
+from lmsys_unsloth.settings import UserError
 
 Layout = Literal["kaggle", "plain", "conversations"]
 Value = TypeVar("Value")

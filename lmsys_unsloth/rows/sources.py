@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.files import replacing
 from lmsys_unsloth.rows import formats, layouts
 from lmsys_unsloth.rows.cells import Problem
 from lmsys_unsloth.rows.layouts import Layout
+from lmsys_unsloth.settings import UserError
 
 SAMPLE = 100
 """Records looked at before the layout is decided."""

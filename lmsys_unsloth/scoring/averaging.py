@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmsys_unsloth.comparisons import LABELS
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.scoring.bootstrap import cluster_numbers
 from lmsys_unsloth.scoring.calibration import EPSILON, Floats, Ints
 from lmsys_unsloth.scoring.predictions import Predictions, listed
+from lmsys_unsloth.settings import UserError
 
 WEIGHT_PARTS = 5
 _PER_MODEL = {f"p_{view}_{name}" for view in ("forward", "swap") for name in LABELS}

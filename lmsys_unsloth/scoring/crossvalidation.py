@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from lmsys_unsloth.comparisons import LABELS
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.scoring import averaging, metrics
 from lmsys_unsloth.scoring import predictions as stored
 from lmsys_unsloth.scoring.predictions import Predictions, listed, repeated
+from lmsys_unsloth.settings import UserError
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lmsys_unsloth.comparisons import LABELS
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.scoring import calibration
 from lmsys_unsloth.scoring.bootstrap import bootstrap_interval, cluster_numbers, paired_bootstrap
 from lmsys_unsloth.scoring.calibration import EPSILON, Floats, Ints, log_losses
 from lmsys_unsloth.scoring.predictions import Predictions, listed, swap_views
+from lmsys_unsloth.settings import UserError
 
 SUM_TOLERANCE = 1e-4
 """How far from 1 a row may sum: float32 softmax stays within 1e-6, rounded files within 1e-4."""

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lmsys_unsloth.comparisons import LABELS
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.files import replacing
+from lmsys_unsloth.settings import UserError
 
 UNLABELLED = -1
 COLUMNS = ("id", "fold", "p_a", "p_b", "p_tie", "label")

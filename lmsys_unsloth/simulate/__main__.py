@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.config import UserError
 from lmsys_unsloth.files import replacing
 from lmsys_unsloth.progress import progress
 from lmsys_unsloth.rows.layouts import MODELS, TEXTS, TRUE_PROBABILITIES, WINNERS
+from lmsys_unsloth.settings import UserError
 from lmsys_unsloth.simulate import simulate_row
 
 COLUMNS = ("id", *MODELS, *TEXTS, *WINNERS, *TRUE_PROBABILITIES)

@@ -1,0 +1,135 @@
+"""On a GPU: kernels against plain PyTorch, the fast path against the model's own forward, a training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_forward import ANSWERS, ARCHITECTURES
+from test_training import ANSWER_IDS, TRAIN, fit, rows
+from tiny import Architecture, save_random_model
+
+from lmsys_unsloth import agreement, models
+from lmsys_unsloth.attention import PackedRows, flex, row_by_row, varlen
+from lmsys_unsloth.batches import collate
+from lmsys_unsloth.decoder import FastDecoder, OrdinaryDecoder
+from lmsys_unsloth.evaluation import score
+from lmsys_unsloth.forward import answer_loss
+from lmsys_unsloth.runs import Run
+from lmsys_unsloth.settings import LoraConfig, ModelConfig
+
+pytestmark = pytest.mark.gpu
+
+LENGTHS = (300, 1, 77, 1024)
+LORA = LoraConfig(
+    r=16, alpha=32.0, dropout=0.0, use_rslora=False, first_layer=0,
+    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+)  # fmt: skip
+
+
+def model_config(architecture: Architecture, folder: Path, **changes: Any) -> ModelConfig:
+    save_random_model(architecture, folder, width=512, layers=3)
+    settings = dict(
+        name="random", architecture=architecture, repo=None, package=None, path=str(folder), revision=None,
+        load_in_4bit=True, resident="4bit", dtype="auto", max_seq_length=2048, learning_rate=1e-3,
+    )  # fmt: skip
+    return ModelConfig(**{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("attend", "cap", "window", "head_dim"),
+    [(varlen, None, None, 128), (flex, None, None, 128), (flex, 50.0, None, 256), (flex, 50.0, 64, 256)],
+)
+def test_kernels_give_what_plain_pytorch_gives(
+    attend: Any, cap: float | None, window: int | None, head_dim: int
+) -> None:
+    torch.manual_seed(0)
+    layout = PackedRows(LENGTHS, LENGTHS, torch.device("cuda"))
+    exact = [torch.randn(sum(LENGTHS), heads, head_dim, device="cuda") for heads in (8, 2, 2)]
+    up = torch.randn(sum(LENGTHS), 8, head_dim, device="cuda")
+
+    def run(function: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs = [x.to(dtype).requires_grad_() for x in exact]
+        out = function(*inputs, layout, head_dim**-0.5, cap, window)
+        return [out.detach(), *torch.autograd.grad(out, inputs, up.to(dtype))]
+
+    for name, ours, reference in zip(
+        "oqkv", run(attend, torch.bfloat16), run(row_by_row, torch.float32), strict=True
+    ):
+        distance = (ours.float() - reference).norm() / reference.norm()
+        assert distance < 0.02, (name, float(distance))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("resident", ["4bit", "bf16"])
+def test_the_fast_path_agrees_and_so_do_its_gradients(
+    architecture: Architecture, resident: str, tmp_path: Path
+) -> None:
+    config = model_config(architecture, tmp_path, resident=resident)
+    model = models.add_adapters(models.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    random = np.random.default_rng(0)
+    batch = collate([random.integers(3, 30_000, n) for n in LENGTHS], np.eye(3)[[0, 1, 2, 0]]).to(
+        torch.device("cuda")
+    )
+    fast = models.decoder(model, fast=True)
+    assert isinstance(fast, FastDecoder) and fast.kernels is not None
+    found = []
+    for decoder in (fast, OrdinaryDecoder(model)):
+        model.zero_grad()
+        loss = answer_loss(decoder, batch, ANSWERS, "answers")
+        loss.backward()
+        found.append((loss, {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}))
+    assert abs(found[0][0] - found[1][0]) < 0.05 * found[1][0]
+    assert found[0][1].keys() == found[1][1].keys() and found[0][1]
+    total = sum(float(g.norm() ** 2) for g in found[1][1].values()) ** 0.5
+    apart = sum(float((g - found[1][1][n]).norm() ** 2) for n, g in found[0][1].items()) ** 0.5
+    assert apart < 0.1 * total
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_trains_and_scores(architecture: Architecture, tmp_path: Path) -> None:
+    config = model_config(architecture, tmp_path / "model", resident="auto")
+    model = models.add_adapters(models.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    data = rows(48)
+    train = TRAIN.model_copy(update={"epochs": 8, "optimizer": "adamw_8bit", "learning_rate": 2e-3})
+    fit(model, tmp_path / "model", Run(tmp_path / "RUN"), train, data)
+    account = json.loads((tmp_path / "RUN" / "training.json").read_text())
+    assert account["fast"] and account["padding_share"] == 0
+    decoder = agreement.agreeing_decoder(model, data, fast=True)
+    assert isinstance(decoder, FastDecoder)
+    probabilities = score(decoder, data, ANSWER_IDS, 4096)
+    losses = -np.log(probabilities[np.arange(len(data)), [row.label for row in data]])  # type: ignore[arg-type]
+    assert losses.mean() < 0.8  # a model that knows nothing has 1.1
+
+
+def test_a_batch_too_large_for_the_gpu_is_trained_in_parts(tmp_path: Path, caplog: Any) -> None:
+    config = model_config("llama", tmp_path / "model", resident="bf16")
+    model = models.add_adapters(models.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    free, _ = torch.cuda.mem_get_info()
+    taken = torch.empty(int(free - 1.5e9), dtype=torch.uint8, device="cuda")
+    try:
+        train = TRAIN.model_copy(
+            update={"rows_per_step": 512, "tokens_per_micro_batch": 500_000, "checkpoint": "none"}
+        )
+        with caplog.at_level("WARNING"):
+            fit(model, tmp_path / "model", Run(tmp_path / "RUN"), train, _long_rows(512))
+    finally:
+        del taken
+        torch.cuda.empty_cache()
+    assert "same step" in caplog.text
+    assert json.loads((tmp_path / "RUN" / "training.json").read_text())["steps"] == 1
+
+
+def _long_rows(count: int) -> list[Any]:
+    from dataclasses import replace
+
+    random = np.random.default_rng(0)
+    ids = [random.integers(100, 2000, 900).astype(np.int32) for _ in range(count)]
+    return [replace(row, input_ids=row_ids) for row, row_ids in zip(rows(count), ids, strict=True)]
