@@ -33,9 +33,23 @@ VARIANTS = {
         "stock": "stock, as it comes (all layers checkpointed)",
         "stock-kept": "stock, nothing checkpointed",
         "ours": "ours",
+        "ours-ordinary": "ours, `train.fast=false`",
+        "ours-4bit": "ours, `model.resident=4bit`",
         "ours-checkpointed": "ours, `train.checkpoint=all`",
+        "ours-frozen": "ours, `lora.first_layer=15`",
     },
-    "eval": {"stock": "stock", "ours": "ours"},
+    "eval": {
+        "stock": "stock",
+        "ours": "ours",
+        "ours-ordinary": "ours, `train.fast=false`",
+        "ours-4bit": "ours, `model.resident=4bit`",
+    },
+}
+OVERRIDES = {
+    "ours-ordinary": ["train.fast=false"],
+    "ours-4bit": ["model.resident=4bit"],
+    "ours-checkpointed": ["train.checkpoint=all"],
+    "ours-frozen": ["lora.first_layer=15"],
 }
 AGAINST = {"train": "stock-kept", "eval": "stock"}
 """The faster of the stock settings: what ours is compared with."""
@@ -49,6 +63,7 @@ def settings(options: argparse.Namespace) -> Any:
     from lmsys_unsloth.config import parse
 
     data = [f"data.path={options.data}", "data=lmsys"] if options.data else ["data.rows=600"]
+    data += OVERRIDES.get(options.one, [])
     overrides = [*data, f"prompt.max_tokens={options.max_tokens}", f"train.rows_per_step={ROWS_PER_STEP}"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)
@@ -75,21 +90,18 @@ def ours(options: argparse.Namespace) -> float:
     from lmsys_unsloth.tracking import NoTracker
 
     config = settings(options)
-    train = config.train
-    if options.one == "ours-checkpointed":
-        train = train.model_copy(update={"checkpoint": "all"})
     tokenizer, encoder, rows = encoded_rows(options, config)
-    model = models.load_model(config.model, train)
-    model = models.add_adapters(model, config.lora, train, seed=0)
+    model = models.load_model(config.model, config.train)
+    model = models.add_adapters(model, config.lora, config.train, seed=0)
     if options.job == "eval":
         started = time.perf_counter()
-        decoder = agreement.agreeing_decoder(model, rows, fast=True)
+        decoder = agreement.agreeing_decoder(model, rows, fast=config.train.fast)
         evaluation.score(decoder, rows, encoder.answer_ids, config.eval.tokens_per_batch)
         return time.perf_counter() - started
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         training.train(
-            model, tokenizer, rows, [[i] for i in range(len(rows))], train,
+            model, tokenizer, rows, [[i] for i in range(len(rows))], config.train,
             answer_ids=encoder.answer_ids, run=Run(Path(folder)), seed=0, tracker=NoTracker(),
         )  # fmt: skip
     return time.perf_counter() - started
