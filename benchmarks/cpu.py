@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from heading import heading
 
 ROWS_PER_STEP = 8
 VARIANTS = {
@@ -185,15 +187,9 @@ def _passed_on(options: argparse.Namespace) -> list[str]:
 
 def report(options: argparse.Namespace, found: dict[tuple[str, str], list[dict[str, float]]]) -> str:
     """The result as Markdown, with what must be known to get it again."""
-    from lmsys_unsloth.runs import environment
-
-    env = environment(" ".join(["python benchmarks/cpu.py", *_named(options)]))
-    package = env["packages"]
     first = found["ours", "train"][0]
     lines = [
-        f"# Ours against stock trl on unsloth, on a CPU\n\n{datetime.date.today()}, commit {env['commit']}, "
-        f"`{env['command']}`,\n{env['cores']} cores ({env['processor']}), {env['memory_gib']} GiB, torch "
-        f"{package['torch']}, unsloth {package['unsloth']}, trl {package['trl']}.\n",
+        heading("Ours against stock trl on unsloth, on a CPU", f"python benchmarks/cpu.py {_named(options)}"),
         f"SmolLM2-135M, 4-bit, LoRA r=16 on all linear layers, {ROWS_PER_STEP} rows a step, "
         f"{options.train_rows} rows trained on and\n{options.eval_rows} scored, at most "
         f"{options.max_tokens} tokens a row ({first['mean_tokens']:.0f} on average). Each measurement is a\n"
@@ -220,11 +216,11 @@ def report(options: argparse.Namespace, found: dict[tuple[str, str], list[dict[s
     return "\n".join(lines) + "\n\nAims: 1.5× the speed in training and in scoring, 0.7× the memory.\n"
 
 
-def _named(options: argparse.Namespace) -> list[str]:
+def _named(options: argparse.Namespace) -> str:
     parts = _passed_on(options)
     if options.data:
         parts[parts.index(str(options.data))] = Path(options.data).name
-    return [*parts, "--rounds", str(options.rounds)]
+    return " ".join([*parts, "--rounds", str(options.rounds)])
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -26,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from heading import heading
 
 LIMIT_SECONDS, LIMIT_WARM_SECONDS, LIMIT_GB = 180, 5, 3.0
 
@@ -78,9 +79,6 @@ def measure(arena: Path, tokenizer_folder: str) -> None:
 def written(runs: list[dict[str, Any]], megabytes: float, command: str) -> str:
     """The measurements as Markdown."""
     first, second = runs
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     parts = [
         f"| {name} | {first['seconds'][name]:.1f} | {second['seconds'][name]:.1f} |"
         for name in first["seconds"]
@@ -88,12 +86,7 @@ def written(runs: list[dict[str, Any]], megabytes: float, command: str) -> str:
     totals = [sum(run["seconds"].values()) for run in runs]
     return "\n".join(
         [
-            "# From a CSV file to token ids",
-            "",
-            f"{datetime.date.today()}, commit {commit}, `{command}`, {os.cpu_count()} cores "
-            f"({platform.machine()}), Python {platform.python_version()}, load average at the end "
-            f"{os.getloadavg()[0]:.1f}.",
-            "",
+            heading("From a CSV file to token ids", command),
             f"{first['rows']:,} simulated full-length rows, {megabytes:.0f} MB of CSV, "
             f"{first['groups']:,} groups of prompts, {first['mean_tokens']:,.0f} tokens a row (prompt v2, at "
             "most 3072).",

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from architectures import SHAPES, flops_per_token, lengths, shape, write_random_model
+from heading import heading
 
 ANSWERS = ((362,), (426,), (59,))
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -374,11 +375,8 @@ def in_a_process(
 
 def table(result: dict[str, Any]) -> str:
     """Everything as one Markdown table."""
-    env = result["env"]
     lines = [
-        f"# Llama 3 8B and Gemma 2 9B on one GPU\n\n{result['date']}, commit {env['commit']}, "
-        f"`{env['command']}`, {', '.join(env['gpus']) or 'no GPU'}, torch {env['packages'].get('torch')}, "
-        f"unsloth {env['packages'].get('unsloth')}.\n",
+        heading("Llama 3 8B and Gemma 2 9B on one GPU", result["env"]["command"]),
         f"bf16 matrix products here: {result['matmul_tflops']:.0f} TFLOP/s. Bound: tokens a second if all "
         f"needed operations ran at that rate. Mean row {result['mean_length']:.0f} tokens; micro-batches of "
         f"up to {result['tokens']:,} tokens.\n",

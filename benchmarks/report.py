@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -27,7 +25,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from heading import heading
 
 LIMIT_SECONDS, LIMIT_GIB = 60, 2.0
 
@@ -115,18 +115,10 @@ def measure(folder: Path) -> None:
 def written(found: dict, command: str) -> str:
     """The measurement as Markdown."""
     total = sum(found["seconds"].values())
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     lines = [f"| {name} | {value:.1f} |" for name, value in found["seconds"].items()]
     return "\n".join(
         [
-            "# Metrics and report of stored predictions",
-            "",
-            f"{datetime.date.today()}, commit {commit}, `{command}`, {os.cpu_count()} cores "
-            f"({platform.machine()}), Python {platform.python_version()}, load average "
-            f"{os.getloadavg()[0]:.1f}.",
-            "",
+            heading("Metrics and report of stored predictions", command),
             f"{found['rows']:,} full-length rows ({found['text_mb']:.0f} MB of text), each scored both ways.",
             "",
             "| part | seconds |",

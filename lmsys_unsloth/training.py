@@ -107,20 +107,25 @@ def train(
     )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    seconds = time.perf_counter() - started
-    done = [row for step in steps[_step_of(resumed) :] for micro_batch in step for row in micro_batch]
     account = {
         "steps": len(steps),
         "resumed_at_step": _step_of(resumed),
-        "seconds": seconds,
-        "rows_per_second": len(done) / seconds,
-        "tokens_per_second": sum(lengths[row] for row in done) / seconds,
+        **_speed(steps[_step_of(resumed) :], lengths, time.perf_counter() - started),
         "padding_share": 0.0 if isinstance(decoder, FastDecoder) else padding,
         "fast": isinstance(decoder, FastDecoder),
         "peak_memory_gb": memory.peak_gb(),
     }
     tracker.summarize({f"train/{key}": value for key, value in account.items()})
     write_json(run.training, {**account, "learning_curve": _learning_curve(trainer)})
+
+
+def _speed(done: Sequence[Step], lengths: Sequence[int], seconds: float) -> dict[str, float]:
+    rows = [row for step in done for micro_batch in step for row in micro_batch]
+    return {
+        "seconds": seconds,
+        "rows_per_second": len(rows) / seconds,
+        "tokens_per_second": sum(lengths[row] for row in rows) / seconds,
+    }
 
 
 def _set_checkpoints(

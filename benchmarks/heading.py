@@ -1,0 +1,19 @@
+"""How every result begins: what must be known to get it again."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+from lmsys_unsloth.runs import environment
+
+
+def heading(title: str, command: str) -> str:
+    """Title, date, commit, command, machine and versions, as Markdown."""
+    env = environment(command)
+    machine = [f"{env['cores']} cores ({env['processor']})", f"{env['memory_gib']} GiB", *env["gpus"]]
+    versions = [f"{name} {env['packages'].get(name)}" for name in ("torch", "unsloth", "trl")]
+    return (
+        f"# {title}\n\n{datetime.date.today()}, commit {env['commit']}, `{command}`,\n{', '.join(machine)}, "
+        f"Python {env['python']}, {', '.join(versions)}, load average {os.getloadavg()[0]:.1f}.\n"
+    )
