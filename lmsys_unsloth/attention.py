@@ -80,9 +80,9 @@ Attention = Callable[[Tensor, Tensor, Tensor, PackedRows, float, float | None, i
 """
 
 
-def best(device: torch.device, cap: float | None) -> Attention:
+def best(device: torch.device, dtype: torch.dtype, cap: float | None) -> Attention:
     """The fastest of the three that can compute this model's attention on this device."""
-    if device.type != "cuda":
+    if device.type != "cuda" or dtype == torch.float32:
         return row_by_row
     return varlen if cap is None else flex
 

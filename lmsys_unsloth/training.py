@@ -94,7 +94,7 @@ def train(
         seed=seed,
     )[: config.max_steps]
     padding = padding_share([micro_batch for step in steps for micro_batch in step], lengths)
-    decoder = agreeing_decoder(model, rows, fast=config.fast)
+    decoder = agreeing_decoder(model, rows, fast=config.fast, training=True)
     checkpointed = _set_checkpoints(decoder, config, steps, lengths)
     log.info(
         "training on %d rows: %d steps of up to %d rows, %s, %s",

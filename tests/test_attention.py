@@ -111,9 +111,10 @@ def test_layout_numbers() -> None:
 
 
 def test_choice_by_device_and_cap() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert attention.best(cpu, None) is attention.best(cpu, 50.0) is row_by_row
-    assert attention.best(cuda, None) is varlen and attention.best(cuda, 50.0) is flex
+    cpu, cuda, half = torch.device("cpu"), torch.device("cuda"), torch.bfloat16
+    assert attention.best(cpu, half, None) is attention.best(cpu, half, 50.0) is row_by_row
+    assert attention.best(cuda, half, None) is varlen and attention.best(cuda, half, 50.0) is flex
+    assert attention.best(cuda, torch.float32, None) is row_by_row, "flash attention has no float32"
     with pytest.raises(ValueError, match="varlen attention can't cap; use flex"):
         varlen(*random_qkv(), packed(), 0.7, 50.0, None)
 
