@@ -17,17 +17,11 @@ from lmsys_unsloth.runs import Run
 
 
 def evaluate(config: Config, trained: list[Run], output: Run) -> None:
-    from lmsys_unsloth import evaluation, tracking
+    from lmsys_unsloth import evaluation
 
     output.describe(config, cli.command_line())
     several = len(trained) > 1
-    with tracking.start(
-        config,
-        output,
-        job_type="cv" if several else "eval",
-        sweep=cli.sweep_name(),
-        overrides=cli.overrides(),
-    ) as tracker:
+    with cli.tracked(config, output, "cv" if several else "eval") as tracker:
         if several:
             outcome = evaluation.merge(config, trained, output)
         else:

@@ -22,7 +22,7 @@ def train(config: Config, run: Run) -> None:
     run.describe(config, cli.command_line())
     fold = data.limited(data.load_fold(config.data, config.fold, run.path), config.debug, config.seed)
     # Slow imports: mistakes in the configuration and in the data have been answered before they begin.
-    from lmsys_unsloth import evaluation, models, preflight, preview, tracking, training
+    from lmsys_unsloth import evaluation, models, preflight, preview, training
     from lmsys_unsloth.comparisons import swap_rows
     from lmsys_unsloth.prompting import tokens
 
@@ -37,9 +37,7 @@ def train(config: Config, run: Run) -> None:
     if config.debug.preview:
         return
 
-    with tracking.start(
-        config, run, job_type="train", sweep=cli.sweep_name(), overrides=cli.overrides()
-    ) as tracker:
+    with cli.tracked(config, run, "train") as tracker:
         model = training.trained_model(
             config, run, tokenizer, encoder.answer_ids, train_rows, [len(unit) for unit in units], tracker
         )

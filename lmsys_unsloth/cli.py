@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -19,6 +19,9 @@ from lmsys_unsloth.config import Config, is_known_key, parse
 from lmsys_unsloth.prompting.prompt_file import use_prompt_file
 from lmsys_unsloth.runs import Run
 from lmsys_unsloth.settings import UserError
+
+if TYPE_CHECKING:
+    from lmsys_unsloth.tracking import Tracker
 
 _GROUPS = ("model", "prompt", "lora", "data", "train", "logger", "experiment", "debug")
 _COMMAND_KEYS = ("resume", "run", "runs")
@@ -70,9 +73,9 @@ def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
     settings = _plain(composed)
     resume = settings.pop("resume")
     if resume is None:
-        settings = use_prompt_file(settings, overrides())
+        settings = use_prompt_file(settings, _overrides())
         return parse(settings), _output()
-    extra = [o for o in overrides() if not o.startswith("resume=")]
+    extra = [o for o in _overrides() if not o.startswith("resume=")]
     if extra:
         raise UserError(
             f"resume={resume} goes on with that run's configuration; {', '.join(extra)} would change it.\n"
@@ -94,8 +97,8 @@ def evaluation_config(composed: DictConfig) -> tuple[Config, list[Run], Run]:
     runs = [Run.open(Path(path)) for path in named]
     output = _output()
     if not runs:
-        return parse(use_prompt_file(settings, overrides())), [], output
-    values = [o for o in overrides() if o.partition("=")[0] not in _COMMAND_KEYS]
+        return parse(use_prompt_file(settings, _overrides())), [], output
+    values = [o for o in _overrides() if o.partition("=")[0] not in _COMMAND_KEYS]
     swapped = [o for o in values if o.partition("=")[0] in _GROUPS]
     if swapped:
         raise UserError(
@@ -115,7 +118,7 @@ def _output() -> Run:
     return Run(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def overrides() -> list[str]:
+def _overrides() -> list[str]:
     """What was typed behind the command, without Hydra's own settings."""
     return list(HydraConfig.get().overrides.task)
 
@@ -128,7 +131,16 @@ def _plain(composed: Any) -> dict[str, Any]:
     return cast(dict[str, Any], plain)
 
 
-def sweep_name() -> str | None:
+def tracked(
+    config: Config, run: Run, job_type: Literal["train", "eval", "cv"]
+) -> AbstractContextManager[Tracker]:
+    """The tracker of a job, which is told what was typed and which sweep the job belongs to."""
+    from lmsys_unsloth import tracking
+
+    return tracking.start(config, run, job_type=job_type, sweep=_sweep_name(), overrides=_overrides())
+
+
+def _sweep_name() -> str | None:
     """Name of the sweep this job belongs to, for grouping; None for a single run."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
@@ -137,4 +149,4 @@ def sweep_name() -> str | None:
 
 def command_line() -> str:
     """The command that was typed, for reports: ``python train.py fold=1``."""
-    return " ".join(["python", Path(sys.argv[0]).name, *overrides()])
+    return " ".join(["python", Path(sys.argv[0]).name, *_overrides()])

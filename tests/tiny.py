@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 VOCABULARY = 300
 Architecture = Literal["llama", "gemma2"]
@@ -65,13 +73,21 @@ def tiny_model(architecture: Architecture, **changes: Any) -> nn.Module:
 
 def save_tiny_llama(folder: Path) -> Path:
     """A tiny random Llama with SmolLM2's vocabulary and tokenizer, as a local model folder."""
+    from lmsys_unsloth import smollm2
+
+    smollm2.tokenizer().save_pretrained(folder)
     return save_random_model("llama", folder, width=64, layers=2)
 
 
-def save_random_model(architecture: Architecture, folder: Path, *, width: int, layers: int) -> Path:
-    """A random model with SmolLM2's vocabulary and tokenizer, as a local model folder."""
-    from lmsys_unsloth import smollm2
+def save_word_tokenizer(folder: Path, size: int) -> None:
+    """A tokenizer that needs no file: ids are what its words are called, ``w17``."""
+    backend = Tokenizer(WordLevel({f"w{n}": n for n in range(size)}, unk_token="w2"))
+    special = dict(bos_token="w0", eos_token="w1", pad_token="w2")
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
 
+
+def save_random_model(architecture: Architecture, folder: Path, *, width: int, layers: int) -> Path:
+    """A random model with as many words as SmolLM2, as a local model folder without tokenizer."""
     torch.manual_seed(0)
     settings: dict[str, Any] = dict(
         vocab_size=49152, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
@@ -84,7 +100,6 @@ def save_random_model(architecture: Architecture, folder: Path, *, width: int, l
     else:
         model = Gemma2ForCausalLM(Gemma2Config(**settings, query_pre_attn_scalar=width // 4))
     model.save_pretrained(folder)
-    smollm2.tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_forward import ANSWERS, ARCHITECTURES
 from test_training import ANSWER_IDS, TRAIN, fit, rows
-from tiny import Architecture, save_random_model
+from tiny import Architecture, save_random_model, save_word_tokenizer
 
 from lmsys_unsloth import agreement, models
 from lmsys_unsloth.attention import PackedRows, flex, row_by_row, varlen
@@ -33,6 +33,7 @@ LORA = LoraConfig(
 
 def model_config(architecture: Architecture, folder: Path, **changes: Any) -> ModelConfig:
     save_random_model(architecture, folder, width=512, layers=3)
+    save_word_tokenizer(folder, 49152)
     settings = dict(
         name="random", architecture=architecture, repo=None, package=None, path=str(folder), revision=None,
         load_in_4bit=True, resident="4bit", dtype="auto", max_seq_length=2048, learning_rate=1e-3,
