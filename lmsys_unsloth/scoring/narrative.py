@@ -83,8 +83,9 @@ def advice(metrics: Mapping[str, Any], slices: Mapping[str, list[dict[str, Any]]
     tips = []
     if loss > metrics["baselines"]["class_prior"]:
         tips.append(
-            "A constant would score better: an untrained model has not learnt to answer with these tokens. "
-            "Train it, or look at the tokenised sample (debug=preview) if it was trained."
+            "A constant would score better. An untrained model has not learnt to answer with these tokens: "
+            "train it. A trained one tells rows apart by noise: use more rows, a lower learning rate or a "
+            "larger model, and look at a tokenised sample (debug=preview)."
         )
     elif _loses_to_regression(metrics):
         tips.append("Train on more rows, for longer, or with a larger model: form alone predicts better.")
