@@ -105,7 +105,7 @@ def advice(metrics: Mapping[str, Any], slices: Mapping[str, list[dict[str, Any]]
     if margin is None or margin > 0.02:
         width = "" if margin is None else f" (±{margin:.3f})"
         tips.append(
-            f"The interval is wide{width}: compare runs on the same rows with a paired bootstrap, "
+            f"The interval is wide{width}: compare runs on the same rows (eval.py runs=[A,B]), "
             "or score more rows, before believing a small difference."
         )
     return tips
