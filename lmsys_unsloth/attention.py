@@ -80,9 +80,10 @@ Attention = Callable[[Tensor, Tensor, Tensor, PackedRows, float, float | None, i
 """
 
 
-def best(device: torch.device, dtype: torch.dtype, cap: float | None) -> Attention:
-    """The fastest of the three that can compute this model's attention on this device."""
-    if device.type != "cuda" or dtype == torch.float32:
+def best(rows: PackedRows, dtype: torch.dtype, cap: float | None) -> Attention:
+    """The fastest of the three that can compute this; a few queries a row are too little for a kernel."""
+    few = rows.queries != rows.lengths
+    if rows.device.type != "cuda" or dtype == torch.float32 or few:
         return row_by_row
     return varlen if cap is None else flex
 
@@ -178,15 +179,13 @@ def _visible(queries: int, tokens: int, window: int | None, device: torch.device
 def varlen(
     q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float, cap: float | None, window: int | None
 ) -> Tensor:
-    """Flash attention that knows where rows begin.
+    """Flash attention that knows where rows begin; every position asks.
 
     Raises:
         ValueError: the model caps its attention logits, which this kernel can't.
     """
     if cap is not None:
         raise ValueError(f"attention logits capped at {cap}: varlen attention can't cap; use flex")
-    if rows.queries != rows.lengths:
-        return row_by_row(q, k, v, rows, scale, cap, window)
     from torch.nn.attention.varlen import varlen_attn
 
     known = inspect.signature(varlen_attn).parameters  # it has grown from torch 2.10 to 2.13
@@ -213,12 +212,10 @@ def varlen(
 def flex(
     q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float, cap: float | None, window: int | None
 ) -> Tensor:
-    """FlexAttention with a mask that keeps rows apart; on CUDA compiled into one kernel.
+    """FlexAttention with a mask that keeps rows apart; on CUDA compiled into one kernel; every position asks.
 
     A window wider than every row is no window: such layers then share the mask of the others.
     """
-    if rows.queries != rows.lengths:
-        return row_by_row(q, k, v, rows, scale, cap, window)
     narrow = window if window is not None and window < max(rows.lengths) else None
 
     def capped(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:

@@ -206,7 +206,7 @@ class FastDecoder:
         q, k, v = (x.view(x.shape[1], -1, own.head_dim) for x in (q, k, v))
         q, k = layers.rotated(q, q_table), layers.rotated(k, k_table)
         cap = self.config.attn_logit_softcapping if self.gemma else None
-        attend = attention.best(q.device, q.dtype, cap)
+        attend = attention.best(rows, q.dtype, cap)
         return attend(q, k, v, rows, own.scaling, cap, self._window(index)).reshape(1, len(q), -1)
 
     def _window(self, index: int) -> int | None:

@@ -91,8 +91,8 @@ def test_asking_for_the_last_positions_only_changes_nothing_there(
     ends = [5, 22, 25, 55]
     assert chosen.tolist() == [end - back for end in ends for back in range(count, 0, -1)]
     everywhere = row_by_row(q, k, v, rows, 0.7, cap, window)
-    for attend in (row_by_row, flex):
-        torch.testing.assert_close(attend(q[chosen], k, v, asking, 0.7, cap, window), everywhere[chosen])
+    at_the_end = row_by_row(q[chosen], k, v, asking, 0.7, cap, window)
+    torch.testing.assert_close(at_the_end, everywhere[chosen])
 
 
 def test_masks_are_made_once_for_all_layers_of_a_kind() -> None:
@@ -111,10 +111,12 @@ def test_layout_numbers() -> None:
 
 
 def test_choice_by_device_and_cap() -> None:
-    cpu, cuda, half = torch.device("cpu"), torch.device("cuda"), torch.bfloat16
-    assert attention.best(cpu, half, None) is attention.best(cpu, half, 50.0) is row_by_row
+    cuda, half = PackedRows(LENGTHS, LENGTHS, torch.device("cuda")), torch.bfloat16
+    assert attention.best(packed(), half, None) is attention.best(packed(), half, 50.0) is row_by_row
     assert attention.best(cuda, half, None) is varlen and attention.best(cuda, half, 50.0) is flex
     assert attention.best(cuda, torch.float32, None) is row_by_row, "flash attention has no float32"
+    slots = PackedRows(LENGTHS, (1,) * len(LENGTHS), torch.device("cuda"))
+    assert attention.best(slots, half, None) is attention.best(slots, half, 50.0) is row_by_row
     with pytest.raises(ValueError, match="varlen attention can't cap; use flex"):
         varlen(*random_qkv(), packed(), 0.7, 50.0, None)
 

@@ -277,7 +277,7 @@ def test_scoring_goes_on_in_parts_when_memory_is_small(folder: Path, monkeypatch
     np.testing.assert_allclose(score(FastDecoder(model), rows(), ANSWER_IDS, 256), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("trouble", ["wrong", "broken"])
+@pytest.mark.parametrize("trouble", ["wrong", "not a number", "broken"])
 def test_a_fast_path_that_is_wrong_or_broken_is_not_used(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
 ) -> None:
@@ -291,7 +291,7 @@ def test_a_fast_path_that_is_wrong_or_broken_is_not_used(
     def attend(self: Any, index: int, q: Any, k: Any, v: Any, *rest: Any) -> torch.Tensor:
         if trouble == "broken":
             raise RuntimeError("no kernel for this GPU")
-        return torch.zeros_like(q)
+        return torch.full_like(q, torch.nan if trouble == "not a number" else 0.0)
 
     monkeypatch.setattr(FastDecoder, "_attend", attend)
     with caplog.at_level("WARNING"):

@@ -1,0 +1,328 @@
+"""The ways to train and score that the GPU benchmark compares: transformers alone, stock unsloth, ours."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from architectures import SHAPES, lengths, shape
+
+ANSWERS = ((362,), (426,), (59,))
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def matmul_rate() -> float:
+    """bf16 floating-point operations a second of a large product on random data."""
+    import torch
+
+    size = 8192 if torch.cuda.is_available() else 512
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    seconds = timed(lambda: [a @ b for _ in range(10)])
+    return 10 * 2 * size**3 / seconds
+
+
+def timed(run: Callable[[], Any]) -> float:
+    import torch
+
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    started = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - started
+
+
+def measured(step: Callable[[list[int]], Any], batches: list[list[int]]) -> dict[str, float]:
+    """Tokens a second over all batches but the first, which warms up, and the peak memory of all."""
+    import torch
+
+    from lmsys_unsloth import memory
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    step(batches[0])
+    seconds = timed(lambda: [step(batch) for batch in batches[1:]])
+    return {
+        "tokens_per_second": sum(map(sum, batches[1:])) / seconds,
+        "peak_gb": memory.peak_gb(),
+    }
+
+
+def cut(each: list[int], tokens: int) -> list[list[int]]:
+    """Micro-batches of rows of like length, as training and scoring make them, in random order."""
+    import numpy as np
+
+    from lmsys_unsloth.batches import by_length
+
+    batches = [[each[row] for row in rows] for rows in by_length(each, tokens)]
+    order = np.random.default_rng(1).permutation(len(batches))
+    return [batches[i] for i in order]
+
+
+def random_batch(batch: list[int], vocabulary: int) -> Any:
+    """Rows of the given lengths with random ids, on the device."""
+    import numpy as np
+    import torch
+
+    from lmsys_unsloth.batches import collate
+
+    random = np.random.default_rng(sum(batch))
+    rows = [random.integers(3, vocabulary, n) for n in batch]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return collate(rows, np.eye(3)[random.integers(0, 3, len(batch))]).to(device)
+
+
+def load(folder: Path, name: str, rank: int, checkpoint: str = "none") -> tuple[Any, Any]:
+    """Model through this project's loader (unsloth, 4-bit) with adapters, and its tokenizer."""
+    from lmsys_unsloth import models
+    from lmsys_unsloth.settings import LoraConfig, ModelConfig, TrainConfig
+
+    config = ModelConfig(
+        name=name, architecture=SHAPES[name]["architecture"], repo=None, package=None, path=str(folder),
+        revision=None, load_in_4bit=True, resident="4bit", dtype="auto", max_seq_length=4096,
+        learning_rate=1e-4,
+    )  # fmt: skip
+    train = TrainConfig(
+        epochs=1, max_steps=None, rows_per_step=16, tokens_per_step=None, tokens_per_micro_batch=8192,
+        learning_rate=1e-4, lr_scheduler="constant", warmup_ratio=0.0, weight_decay=0.0, max_grad_norm=None,
+        optimizer="adamw_8bit", loss="answers", fast=checkpoint == "none", checkpoint=checkpoint, log_every=1,
+        save_every=1000,
+    )  # fmt: skip
+    lora = LoraConfig(
+        r=rank, alpha=float(rank), dropout=0.0, target_modules=LINEAR, use_rslora=False, first_layer=0
+    )
+    tokenizer = models.load_tokenizer(config)
+    return models.add_adapters(models.load_model(config, train), lora, train, seed=0), tokenizer
+
+
+def ours(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Parity, then every optimisation of this project switched on in turn."""
+    from lmsys_unsloth import models
+    from lmsys_unsloth.decoder import FastDecoder, OrdinaryDecoder
+
+    model, _ = load(folder, name, rank)
+    vocabulary, each = shape(name, options)["vocab_size"], lengths(options)
+    batches = cut(each, options.tokens)[: options.batches]
+    # Rows of one length, so that the whole last layer can be asked for: only these two are compared.
+    equal = [[1024 // (40 if options.tiny else 1)] * (options.tokens // 1024 or 1)] * len(batches)
+    ordinary, fast = OrdinaryDecoder(model), models.decoder(model, fast=True)
+    assert isinstance(fast, FastDecoder)
+    found: dict[str, Any] = {"parity": _parity(fast, random_batch(each[:4], vocabulary))}
+
+    def training(decoder: Any, of: list[list[int]] = batches) -> dict[str, Any]:
+        model.train()
+        return _tried(lambda: measured(_training_step(decoder, vocabulary), of))
+
+    def scoring(decoder: Any) -> dict[str, Any]:
+        model.eval()
+        return _tried(lambda: measured(_scoring_step(decoder, vocabulary), batches))
+
+    trained = found["training"] = {
+        "head at the slot only, padded": training(ordinary),
+        "+ packed rows, last layer at the slot": training(fast),
+        "(rows of 1,024: packed, whole last layer)": training(_whole_last_layer(fast), equal),
+        "(rows of 1,024: packed, last layer at the slot)": training(fast, equal),
+    }
+    scored = found["scoring"] = {
+        "head at the slot only, padded": scoring(ordinary),
+        "packed, 4-bit": scoring(fast),
+    }
+    models.make_resident(model, "bf16")
+    trained["+ weights dequantised once"] = training(fast)
+    fast.checkpointed = len(fast.layers)
+    trained["  the same, all layers checkpointed"] = training(fast)
+    fast.checkpointed = 0
+    scored["packed, dequantised once"] = scoring(fast)
+    _freeze_lower_half(model, len(fast.layers))
+    trained["+ lower half frozen (lora.first_layer)"] = training(models.decoder(model, fast=True))
+    return found
+
+
+def _training_step(decoder: Any, vocabulary: int) -> Callable[[list[int]], None]:
+    from lmsys_unsloth.forward import answer_loss
+
+    def step(batch: list[int]) -> None:
+        decoder.model.zero_grad(set_to_none=True)
+        answer_loss(decoder, random_batch(batch, vocabulary), ANSWERS, "answers").backward()
+
+    return step
+
+
+def _scoring_step(decoder: Any, vocabulary: int) -> Callable[[list[int]], None]:
+    import torch
+
+    from lmsys_unsloth.forward import answer_probabilities
+
+    def step(batch: list[int]) -> None:
+        with torch.no_grad():
+            answer_probabilities(decoder, random_batch(batch, vocabulary), ANSWERS)
+
+    return step
+
+
+def _whole_last_layer(fast: Any) -> Any:
+    """The fast decoder with its last layer at every position, for rows of one length."""
+    from lmsys_unsloth.decoder import FastDecoder
+
+    class WholeLastLayer(FastDecoder):
+        def __call__(self, input_ids: Any, lengths: Any, last: int = 1) -> Any:
+            return super().__call__(input_ids, lengths, last=lengths[0])[:, -last:]
+
+    return WholeLastLayer(fast.model, fast.kernels)
+
+
+def _freeze_lower_half(model: Any, layers: int) -> None:
+    for key, parameter in model.named_parameters():
+        if any(f".layers.{layer}." in key for layer in range(layers // 2)):
+            parameter.requires_grad_(False)
+
+
+def _parity(fast: Any, batch: Any) -> dict[str, float]:
+    """How far the fast path is from the ordinary one, with adapters that do something."""
+    import torch
+
+    from lmsys_unsloth.agreement import distances
+    from lmsys_unsloth.decoder import OrdinaryDecoder
+
+    for name, parameter in fast.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    states, gradients = distances(fast, OrdinaryDecoder(fast.model), batch, gradients=True)
+    return {"hidden_states": states, "gradients": gradients}
+
+
+def stock(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dict[str, Any]:
+    """unsloth with trl's SFTTrainer as it comes, with and without unsloth's checkpointing."""
+    found: dict[str, Any] = {"training": {}}
+    for rows, checkpoint, title in (
+        (8, "all", "8 rows a micro-batch, checkpointed"),
+        (4, "none", "4 rows a micro-batch, all activations kept"),
+    ):
+        run = functools.partial(_stock_training, name, folder, rank, rows, checkpoint, options)
+        found["training"][title] = _tried(run)
+    model, _ = load(folder, name, rank)
+    found["scoring"] = {
+        "logits at every position": _tried(lambda: _whole_logits(model.eval(), name, options))
+    }
+    return found
+
+
+def _whole_logits(model: Any, name: str, options: argparse.Namespace) -> dict[str, float]:
+    """Scoring as the libraries' own evaluation does it: the LM head at every position of padded rows."""
+    import torch
+
+    def score(batch: list[int]) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            model(input_ids=padded(batch, shape(name, options)["vocab_size"])).logits[:, -1].float()
+
+    # Logits of a whole batch are large: smaller batches than ours.
+    return measured(score, cut(lengths(options), options.tokens // 2)[: 2 * options.batches])
+
+
+def padded(batch: list[int], vocabulary: int) -> Any:
+    """Random rows of the given lengths ``[rows, longest]``, padded on the right."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    rows = random_batch(batch, vocabulary)
+    return pad_sequence(list(torch.split(rows.input_ids, list(rows.lengths))), batch_first=True)
+
+
+def _stock_training(
+    name: str, folder: Path, rank: int, rows: int, checkpoint: str, options: argparse.Namespace
+) -> dict[str, float]:
+    import numpy as np
+    import torch
+
+    model, tokenizer = load(folder, name, rank, checkpoint)
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from lmsys_unsloth import memory
+
+    steps = options.batches
+    each = [n for n in lengths(options)][: rows * steps]
+    random = np.random.default_rng(0)
+    ids = [random.integers(3, shape(name, options)["vocab_size"], n).tolist() for n in each]
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        started = 0.0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 1:  # the first step warms up
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                self.started = time.perf_counter()
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as output:
+        trainer = SFTTrainer(
+            model=model,
+            args=SFTConfig(
+                output_dir=output, per_device_train_batch_size=rows, max_steps=steps, report_to="none",
+                save_strategy="no", disable_tqdm=True, completion_only_loss=True, max_length=None,
+                optim="adamw_8bit" if torch.cuda.is_available() else "adamw_torch",
+                use_cpu=not torch.cuda.is_available(), train_sampling_strategy="sequential",
+                gradient_checkpointing=checkpoint == "all",
+            ),
+            train_dataset=Dataset.from_dict(
+                {"input_ids": ids, "completion_mask": [[0] * (len(row) - 1) + [1] for row in ids]}
+            ),
+            processing_class=tokenizer,
+            callbacks=[clock],
+        )  # fmt: skip
+        trainer.train()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - clock.started
+    return {"tokens_per_second": sum(each[rows:]) / seconds, "peak_gb": memory.peak_gb()}
+
+
+def plain(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dict[str, Any]:
+    """transformers and PEFT alone: bf16 weights, padded rows, logits at every position."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = "eager" if name == "gemma2" else "sdpa"
+    base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation=kind)
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    model: Any = get_peft_model(base.to(device), LoraConfig(r=rank, lora_alpha=rank, target_modules=LINEAR))
+    vocabulary = shape(name, options)["vocab_size"]
+
+    def step(batch: list[int]) -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16):
+            ids = padded(batch, vocabulary)
+            labels = torch.full_like(ids, -100)
+            labels[:, -1] = ANSWERS[0][0]
+            model(input_ids=ids, labels=labels).loss.backward()
+
+    # Logits of a whole batch take 16 bytes each in training: smaller micro-batches than ours.
+    batches = cut(lengths(options), options.tokens // 4)[: 4 * options.batches]
+    found: dict[str, Any] = {"training": {"checkpointed": _tried(lambda: measured(step, batches))}}
+    scored = _tried(lambda: _whole_logits(model.eval(), name, options))
+    return {**found, "scoring": {"logits at every position": scored}}
+
+
+def _tried(run: Callable[[], dict[str, float]]) -> dict[str, Any]:
+    """The numbers, or why there are none: one failing variant does not lose the others."""
+    try:
+        return run()
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
+
+
+ENGINES = {"plain": plain, "stock": stock, "ours": ours}
