@@ -34,15 +34,19 @@ class PackedRows:
     _masks: dict[int | None, Any] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    @functools.cached_property
     def positions(self) -> Tensor:
         """int64 ``[tokens]``: each token's place in its own row."""
-        return torch.cat([torch.arange(n, device=self.device) for n in self.lengths])
+        return torch.arange(self.tokens, device=self.device) - self.bounds[self.rows]
 
     @functools.cached_property
     def rows(self) -> Tensor:
         """int64 ``[tokens]``: the row each token belongs to."""
         sizes = torch.tensor(self.lengths, device=self.device)
-        return torch.repeat_interleave(torch.arange(len(sizes), device=self.device), sizes)
+        return torch.repeat_interleave(sizes, output_size=self.tokens)  # told, it need not ask the device
 
     @functools.cached_property
     def bounds(self) -> Tensor:
@@ -57,18 +61,49 @@ class PackedRows:
         return index, PackedRows(self.lengths, (count,) * len(self.lengths), self.device)
 
     def block_mask(self, window: int | None) -> Any:
-        """FlexAttention's mask of what each position may see, made once for all layers of a kind."""
+        """FlexAttention's mask of what each position may see, made once for all layers of a kind.
+
+        Positions from ``tokens`` up to :data:`LEAST` are one more row: a short batch is padded to it.
+        """
         if window not in self._masks:
-            from torch.nn.attention.flex_attention import create_block_mask
-
-            rows, tokens = self.rows, int(sum(self.lengths))
-
-            def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-                seen = (rows[query] == rows[key]) & (key <= query)
-                return seen if window is None else seen & (query - key < window)
-
-            self._masks[window] = create_block_mask(visible, None, None, tokens, tokens, device=self.device)
+            padding = max(0, LEAST - self.tokens)
+            self._masks[window] = _block_mask(F.pad(self.rows, (0, padding), value=len(self.lengths)), window)
         return self._masks[window]
+
+
+BLOCK = 128
+"""Positions in a block of FlexAttention's mask."""
+
+LEAST = 3 * BLOCK
+"""Positions that FlexAttention gets at least. For fewer than 128 PyTorch takes another kernel, for which it
+may find no settings (torch 2.11, Gemma 2's heads); and what it compiles for one block, or for as many
+positions as a head is wide (256), it compiles for that size alone."""
+
+
+def _block_mask(rows: Tensor, window: int | None) -> Any:
+    """From int64 ``[positions]``, the ascending row of each, without looking at every pair of positions."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = (rows[query] == rows[key]) & (key <= query)
+        return seen if window is None else seen & (query - key < window)
+
+    size = len(rows)
+    reach = size if window is None else window
+    first = torch.arange(0, size, BLOCK, device=rows.device)
+    last = (first + BLOCK - 1).clamp(max=size - 1)
+    q_first, q_last = first[:, None], last[:, None]
+    some = (first <= q_first) & (rows[last] >= rows[q_first]) & (q_first - last < reach)
+    every = (last < q_first) & (rows[first] == rows[q_last]) & (q_last - first < reach)
+    every &= q_first + BLOCK <= size  # as PyTorch has it: queries beyond the end see nothing
+
+    def lists(chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """How many key blocks each query block needs, and their numbers, needed ones first."""
+        numbers = chosen.int().argsort(dim=-1, descending=True, stable=True)
+        return chosen.sum(-1, dtype=torch.int32)[None, None], numbers.int()[None, None]
+
+    sizes = (size, size)
+    return BlockMask.from_kv_blocks(*lists(some & ~every), *lists(every), BLOCK, visible, sizes)
 
 
 Attention = Callable[[Tensor, Tensor, Tensor, PackedRows, float, float | None, int | None], Tensor]
@@ -200,11 +235,8 @@ def varlen(
         options["scale"] = scale
     elif abs(scale * q.shape[-1] ** 0.5 - 1) > 1e-6:
         q = q * (scale * q.shape[-1] ** 0.5)
-    if "enable_gqa" in known:
+    if "enable_gqa" in known:  # before there was such an option, the kernel took grouped keys without it
         options["enable_gqa"] = True
-    else:
-        group = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     longest = max(rows.lengths)
     return cast(Tensor, varlen_attn(q, k, v, rows.bounds, rows.bounds, longest, longest, **options))
 
@@ -221,20 +253,47 @@ def flex(
     def capped(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
         return cast(float, cap) * torch.tanh(score / cast(float, cap))
 
+    missing = max(0, LEAST - rows.tokens)
+    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x for x in (q, k, v))
     out = _flex_attention(q.device.type)(
         *(x.transpose(0, 1)[None] for x in (q, k, v)),
         score_mod=None if cap is None else capped,
         block_mask=rows.block_mask(narrow),
         scale=scale,
         enable_gqa=True,
+        kernel_options=_tiles(q.device),
     )
-    return cast(Tensor, out)[0].transpose(0, 1)
+    return cast(Tensor, out)[0, :, : rows.tokens].transpose(0, 1)
+
+
+@functools.cache
+def _tiles(device: torch.device) -> dict[str, int] | None:
+    """Tile sizes for GPUs whose shared memory PyTorch's own choice does not fit into, with 256-wide heads.
+
+    That asks for 149 KiB on GPUs of the A100's time and 193 on an H100, which have 163 and 227. An RTX 3090,
+    4090 or 5090 has 99; these sizes need 69 (all compiled with torch 2.11, none of it run).
+    """
+    if device.type != "cuda":
+        return None
+    gpu: Any = torch.cuda.get_device_properties(device)
+    if gpu.shared_memory_per_block_optin > 160 * 1024:
+        return None
+    backward = dict.fromkeys(("bwd_BLOCK_M1", "bwd_BLOCK_N1", "bwd_BLOCK_M2", "bwd_BLOCK_N2"), 32)
+    return {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 2, **backward, "bwd_num_stages": 2}
 
 
 @functools.cache
 def _flex_attention(device: str) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Steps differ in length; without dynamic shapes each length would be compiled anew.
-    compiled = torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
-    return cast(Callable[..., Any], compiled)
+    return compiled(flex_attention) if device == "cuda" else cast(Callable[..., Any], flex_attention)
+
+
+def compiled(function: Callable[..., Any], backend: Any = "inductor") -> Callable[..., Any]:
+    """``torch.compile`` for batches of every length at once, with a model's numbers as constants.
+
+    Without dynamic shapes each length would be compiled anew. With them PyTorch takes every Python float for
+    a variable too, and FlexAttention's kernels can't be built around a variable cap (torch 2.11, 2.13).
+    """
+    constants = torch._dynamo.config.patch(specialize_float=True)
+    return cast(Callable[..., Any], constants(torch.compile(function, dynamic=True, backend=backend)))

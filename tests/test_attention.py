@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -95,6 +97,31 @@ def test_asking_for_the_last_positions_only_changes_nothing_there(
     torch.testing.assert_close(at_the_end, everywhere[chosen])
 
 
+def test_flex_is_traced_once_for_batches_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CUDA compiles, run as it is: PyTorch turns no FlexAttention with variable sizes into C++."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    inputs_of_graphs = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        inputs_of_graphs.append(inputs)
+        return graph.forward
+
+    torch._dynamo.reset()
+    function = attention.compiled(flex_attention, backend=keep)
+    monkeypatch.setattr(attention, "_flex_attention", lambda device: function)
+    for lengths in (LENGTHS, (200, 77), (128, 128), (1,), (300, 600)):
+        rows = PackedRows(lengths, lengths, torch.device("cpu"))
+        inputs = [torch.randn(sum(lengths), heads, DIMENSIONS) for heads in (HEADS, GROUPS, GROUPS)]
+        with torch.no_grad():
+            one, other = (attend(*inputs, rows, 0.7, 20.0, None) for attend in (row_by_row, flex))
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    assert len(inputs_of_graphs) == 1
+    assert not [x for x in inputs_of_graphs[0] if isinstance(x, Tensor) and x.dtype == torch.float64], (
+        "a cap or scale that is a variable: FlexAttention's kernels can't be built around it"
+    )
+
+
 def test_masks_are_made_once_for_all_layers_of_a_kind() -> None:
     rows = packed()
     assert rows.block_mask(6) is rows.block_mask(6) is not rows.block_mask(None)
@@ -133,11 +160,9 @@ def test_varlen_asks_each_version_of_torch_for_the_same(
         return row_by_row(q, k, v, packed(), scale or q.shape[-1] ** -0.5, None, size)
 
     def oldest(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
-        assert key.shape[1] == query.shape[1], "grouped keys are not known yet"
         return attend(query, key, value, cu_seq_q, None, is_causal, None)
 
     def middle(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
-        assert key.shape[1] == query.shape[1]
         size = None if window_size[0] < 0 else window_size[0] + 1
         return attend(query, key, value, cu_seq_q, scale, window_size[1] == 0, size)
 
@@ -157,3 +182,25 @@ def test_varlen_asks_each_version_of_torch_for_the_same(
         q, k, v = random_qkv()
         expected = row_by_row(q, k, v, packed(), 0.7, None, window)
         torch.testing.assert_close(varlen(q, k, v, packed(), 0.7, None, window), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("window", [None, 1, 6, 128, 200, 400])
+@pytest.mark.parametrize("lengths", [(5, 17), (300, 1, 77, 600), (128, 128, 256), (640,), (1,) * 300])
+def test_block_masks_show_what_a_look_at_every_pair_shows(
+    lengths: tuple[int, ...], window: int | None
+) -> None:
+    from torch.nn.attention.flex_attention import create_block_mask, create_mask
+
+    made = PackedRows(lengths, lengths, torch.device("cpu")).block_mask(window)
+    size = max(sum(lengths), attention.LEAST)
+    reference = create_block_mask(made.mask_mod, None, None, size, size, device="cpu")
+    assert made.shape == reference.shape and made.seq_lengths == reference.seq_lengths
+    assert torch.equal(made.to_dense(), reference.to_dense())
+    for kind in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(made, kind), getattr(reference, kind)), kind
+    rows = [row for row, length in enumerate((*lengths, size - sum(lengths))) for _ in range(length)]
+    seen = create_mask(made.mask_mod, None, None, size, size, device="cpu")[0, 0]
+    i, j = torch.randint(size, (2, 500))
+    for query, key, shown in zip(i.tolist(), j.tolist(), seen[i, j].tolist(), strict=True):
+        near = window is None or query - key < window
+        assert shown == (rows[query] == rows[key] and key <= query and near)
