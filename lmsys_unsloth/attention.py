@@ -295,5 +295,11 @@ def compiled(function: Callable[..., Any], backend: Any = "inductor") -> Callabl
     Without dynamic shapes each length would be compiled anew. With them PyTorch takes every Python float for
     a variable too, and FlexAttention's kernels can't be built around a variable cap (torch 2.11, 2.13).
     """
-    constants = torch._dynamo.config.patch(specialize_float=True)
-    return cast(Callable[..., Any], constants(torch.compile(function, dynamic=True, backend=backend)))
+    fast = torch.compile(function, dynamic=True, backend=backend)
+
+    @functools.wraps(function)
+    def with_constants(*args: Any, **options: Any) -> Any:
+        with torch._dynamo.config.patch(specialize_float=True):
+            return fast(*args, **options)
+
+    return with_constants

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +26,28 @@ def shared() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture
+def flex_as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """FlexAttention traced as for CUDA, in PyTorch's reference arithmetic; the inputs of each traced graph.
+
+    On a CPU PyTorch refuses it gradients, and turns no variable sizes into C++.
+    """
+    import torch
+    import torch.nn.attention.flex_attention as module
+    from torch._dynamo.backends.debugging import aot_eager
+
+    from lmsys_unsloth import attention
+
+    traced: list[Any] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        traced.append(inputs)
+        return aot_eager(graph, inputs)
+
+    torch._dynamo.reset()
+    function = attention.compiled(module.flex_attention, backend=keep)
+    monkeypatch.setattr(module, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr(attention, "_flex_attention", lambda device: function)
+    return traced

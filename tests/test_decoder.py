@@ -11,7 +11,8 @@ import torch
 from test_forward import ANSWERS, ARCHITECTURES, LONG_ANSWERS, with_adapters
 from tiny import Architecture, random_rows, tiny_model
 
-from lmsys_unsloth import layers, memory
+from lmsys_unsloth import attention, layers, memory
+from lmsys_unsloth.attention import PackedRows
 from lmsys_unsloth.batches import Batch, collate
 from lmsys_unsloth.decoder import Decoder, FastDecoder, OrdinaryDecoder
 from lmsys_unsloth.forward import answer_loss
@@ -52,6 +53,28 @@ def test_losses_and_lora_gradients_equal_the_ordinary_path(
     ordinary = loss_and_gradients(OrdinaryDecoder(model), batch, kind, answers)
     # Longer answers add up several log-probabilities over the vocabulary, and their rounding.
     assert_same(fast, ordinary, relative=1e-5 if answers is ANSWERS else 2e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("checkpointed", [0, 3])
+def test_flex_attention_gives_the_same_gradients(
+    architecture: Architecture,
+    checkpointed: int,
+    flex_as_on_cuda: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = with_adapters(tiny_model(architecture)), labelled()
+    ordinary = loss_and_gradients(OrdinaryDecoder(model), batch)
+    on_cpu = attention.best
+
+    def as_on_cuda(rows: PackedRows, dtype: torch.dtype, cap: float | None) -> Any:
+        return attention.flex if rows.queries == rows.lengths else on_cpu(rows, dtype, cap)
+
+    monkeypatch.setattr(attention, "best", as_on_cuda)
+    fast = FastDecoder(model)
+    fast.checkpointed = checkpointed
+    assert_same(loss_and_gradients(fast, batch), ordinary)
+    assert len(flex_as_on_cuda) == (1 if architecture == "llama" else 2), "one with a window, one without"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
