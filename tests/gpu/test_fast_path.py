@@ -31,8 +31,8 @@ LORA = LoraConfig(
 )  # fmt: skip
 
 
-def model_config(architecture: Architecture, folder: Path, **changes: Any) -> ModelConfig:
-    save_random_model(architecture, folder, width=512, layers=3)
+def model_config(architecture: Architecture, folder: Path, width: int = 512, **changes: Any) -> ModelConfig:
+    save_random_model(architecture, folder, width=width, layers=3)
     save_word_tokenizer(folder, 49152)
     settings = dict(
         name="random", architecture=architecture, repo=None, package=None, path=str(folder), revision=None,
