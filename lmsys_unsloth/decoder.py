@@ -129,6 +129,7 @@ class FastDecoder:
             with torch.no_grad():
                 x = self._embedded(ids)
                 table = layers.rotary_table(self.config, rows.positions, x.dtype)
+            x.requires_grad_()  # as behind another trained layer: its norm then keeps its input
             with torch.enable_grad(), memory.kept_for_backward(self.model) as kept:
                 held = self._layer(min(self.first_trained, len(self.layers) - 1), x, rows, table)
             del held
