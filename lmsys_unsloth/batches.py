@@ -14,6 +14,12 @@ from torch import Tensor
 WINDOW_STEPS = 8
 """Rows of so many optimiser steps are sorted by length together: less padding, still near-random steps."""
 
+PLANNED_TOKENS = 2048
+"""Of a micro-batch, where ``train.tokens_per_micro_batch`` is auto."""
+
+MOST_TOKENS = 8192
+"""Of a joined micro-batch: by arithmetic 4-bit weights then cost 3.5% of a step of Llama 3 8B, not 14%."""
+
 MicroBatch = tuple[int, ...]
 Step = tuple[MicroBatch, ...]
 AnswerIds = Sequence[Sequence[int]]
@@ -142,6 +148,22 @@ def plan_steps(
             micro_batches += [cut[i] for i in random.permutation(len(cut))]
         steps += _fill_steps(micro_batches, lengths, rows_per_step, tokens_per_step or sys.maxsize)
     return steps
+
+
+def joined(step: Step, lengths: Sequence[int], tokens: int) -> Step:
+    """The same rows in fewer micro-batches of at most ``tokens``; for packed rows, whose lengths may differ.
+
+    >>> joined(((0,), (1, 2), (3,)), [5, 2, 2, 4], tokens=9)
+    ((0, 1, 2), (3,))
+    """
+    parts: list[MicroBatch] = []
+    for micro_batch in step:
+        together = (*parts[-1], *micro_batch) if parts else ()
+        if together and sum(lengths[row] for row in together) <= tokens:
+            parts[-1] = together
+        else:
+            parts.append(micro_batch)
+    return tuple(parts)
 
 
 def _cut(

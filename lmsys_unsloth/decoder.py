@@ -73,6 +73,10 @@ class OrdinaryDecoder:
         return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
 
 
+WORKSPACE = 2
+"""What a forward and backward pass need for a moment, in layers' worth of kept activations."""
+
+
 class FastDecoder:
     """Llama's and Gemma 2's decoder over the loaded model's own modules, on packed rows.
 
@@ -136,16 +140,18 @@ class FastDecoder:
             measured.append(kept.bytes)
         return (measured[1] - measured[0]) / row_length
 
+    def tokens_kept(self, row_length: int, free_bytes: float) -> int:
+        """The largest micro-batch that fits into ``free_bytes`` without a checkpointed layer."""
+        trained = len(self.layers) - self.first_trained
+        return int(free_bytes / ((trained + WORKSPACE) * self.activation_bytes(row_length)))
+
     def checkpoints_needed(self, tokens: int, row_length: int, free_bytes: float) -> int:
         """The fewest checkpointed layers with which a micro-batch of ``tokens`` fits into ``free_bytes``."""
         kept = self.activation_bytes(row_length) * tokens
         trained = len(self.layers) - self.first_trained
         weight = self.decoder.embed_tokens.weight
         entry = tokens * weight.shape[1] * weight.element_size()
-        needed = [
-            count * entry + (trained - count) * kept + 2 * kept  # two layers' worth of workspace
-            for count in range(trained)
-        ]
+        needed = [count * entry + (trained - count + WORKSPACE) * kept for count in range(trained)]
         return next((count for count, size in enumerate(needed) if size < free_bytes), trained)
 
     def _embedded(self, input_ids: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from rich.table import Table
 from safetensors import safe_open
 
 from lmsys_unsloth import memory, models
+from lmsys_unsloth.batches import PLANNED_TOKENS
 from lmsys_unsloth.config import Config
 from lmsys_unsloth.prompting.tokens import RowEncoder
 from lmsys_unsloth.settings import ModelConfig, UserError
@@ -188,9 +189,13 @@ def _memory(config: Config, model: dict[str, Any]) -> Check:
     may = config.model.resident == "auto" and extra < models.RESIDENT_SHARE * (free * 1e9 - weights)
     if config.model.resident == "bf16" or may:
         weights += extra
-    # bfloat16 tensors that a layer keeps for its backward pass, as measured on SmolLM2: 0.54 MB a token
-    per_token = depth * 2 * (4 * width + 3 * q_width + 2 * kv_width + 3 * inner)
-    tokens = config.train.tokens_per_micro_batch
+    # The bfloat16 tensors that the fast decoder keeps of a layer for its backward pass: what enters norms and
+    # matrix products. unsloth's kernels keep the attention's output once and compute the gated product again.
+    norms = 6 if config.model.architecture == "gemma2" else 4
+    fused = int(torch.cuda.is_available())
+    per_token = depth * 2 * (norms * width + (3 - fused) * q_width + 2 * kv_width + (3 - fused) * inner)
+    chosen = config.train.tokens_per_micro_batch
+    tokens = PLANNED_TOKENS if chosen == "auto" else chosen
     activations: float = per_token * tokens
     if config.train.checkpoint == "all":
         activations = 2 * width * depth * tokens + 2 * per_token / depth * tokens

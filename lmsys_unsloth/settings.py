@@ -5,10 +5,11 @@ Nothing here imports torch, so a typing mistake on the command line is answered 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -68,6 +69,12 @@ class LoraConfig(Section):
     """Layers below this one carry no adapters, get no gradient and keep no activations."""
 
 
+def _positive_or_auto(value: object) -> object:
+    if value != "auto" and not (type(value) is int and value > 0):
+        raise ValueError("must be an integer above 0, or auto")
+    return value
+
+
 class TrainConfig(Section):
     """Optimisation of one fold."""
 
@@ -77,8 +84,9 @@ class TrainConfig(Section):
     """Upper limit on rows averaged in one optimiser step."""
     tokens_per_step: PositiveInt | None
     """Upper limit on tokens in one optimiser step besides; null: none."""
-    tokens_per_micro_batch: PositiveInt
-    """Upper limit on rows × longest row in one forward pass; a longer single row passes alone."""
+    tokens_per_micro_batch: Annotated[int | Literal["auto"], BeforeValidator(_positive_or_auto)]
+    """Upper limit on rows × longest row in one forward pass; a longer single row passes alone. ``auto``:
+    2048, and on a GPU as much of an optimiser step at once as fits with all activations kept."""
     learning_rate: PositiveFloat
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
     warmup_ratio: float = Field(ge=0, le=1)

@@ -9,9 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from lmsys_unsloth import memory, models
 from lmsys_unsloth.agreement import agreeing_decoder
-from lmsys_unsloth.batches import AnswerIds, Step, consecutive, padding_share, plan_steps
+from lmsys_unsloth.batches import (
+    MOST_TOKENS,
+    PLANNED_TOKENS,
+    AnswerIds,
+    Step,
+    consecutive,
+    joined,
+    padding_share,
+    plan_steps,
+)
 from lmsys_unsloth.config import Config
 from lmsys_unsloth.decoder import Decoder, FastDecoder
 from lmsys_unsloth.files import write_json
@@ -84,17 +95,22 @@ def train(
         UserError: the first step's LoRA gradients are all zero or not finite.
     """
     lengths = [len(row.input_ids) for row in rows]
+    limit = config.tokens_per_micro_batch
     steps = plan_steps(
         units,
         lengths,
         epochs=config.epochs,
         rows_per_step=config.rows_per_step,
         tokens_per_step=config.tokens_per_step,
-        tokens_per_micro_batch=config.tokens_per_micro_batch,
+        tokens_per_micro_batch=PLANNED_TOKENS if limit == "auto" else limit,
         seed=seed,
     )[: config.max_steps]
     padding = padding_share([micro_batch for step in steps for micro_batch in step], lengths)
     decoder = agreeing_decoder(model, rows, fast=config.fast, training=True)
+    if limit == "auto" and isinstance(decoder, FastDecoder) and torch.cuda.is_available():
+        # Only now: the plan may not depend on the machine, or no other could resume the run.
+        fit = decoder.tokens_kept(max(lengths), MEMORY_SHARE * memory.free_bytes())
+        steps = [joined(step, lengths, min(fit, MOST_TOKENS)) for step in steps]
     checkpointed = _set_checkpoints(decoder, config, steps, lengths)
     log.info(
         "training on %d rows: %d steps of up to %d rows, %s, %s",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsys_unsloth.batches import by_length, collate, padding_share, plan_steps, target
+from lmsys_unsloth.batches import by_length, collate, joined, padding_share, plan_steps, target
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=80)
 
@@ -101,6 +101,17 @@ def test_a_token_limit_on_steps_holds() -> None:
     assert max(sum(lengths[row] for batch in step for row in batch) for step in steps) <= 200
     free = plan_steps(units, lengths, epochs=1, rows_per_step=32, tokens_per_micro_batch=500, seed=0)
     assert len(free) < len(steps)
+
+
+@given(LENGTHS, st.integers(1, 6000))
+def test_joined_micro_batches_hold_the_same_rows_within_the_limit(lengths: list[int], limit: int) -> None:
+    units = [[row] for row in range(len(lengths))]
+    for step in plan_steps(units, lengths, epochs=1, rows_per_step=9, tokens_per_micro_batch=500, seed=0):
+        parts = joined(step, lengths, limit)
+        assert list(chain.from_iterable(parts)) == list(chain.from_iterable(step))
+        sizes = [sum(lengths[row] for row in part) for part in parts]
+        assert all(size <= limit or part in step for part, size in zip(parts, sizes, strict=True))
+        assert all(one + other > limit for one, other in pairwise(sizes)), "could be joined"
 
 
 def test_split_keeps_rows_and_order() -> None:

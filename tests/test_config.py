@@ -72,6 +72,8 @@ def test_all_problems_in_one_message() -> None:
     ("key", "value"),
     [
         ("lora.dropout", 1.0),
+        ("train.tokens_per_micro_batch", 0),
+        ("train.tokens_per_micro_batch", "many"),
         ("lora.target_modules", ["q_proj", "x_proj"]),
         ("lora.target_modules", []),
         ("train.rows_per_step", 0),

@@ -152,6 +152,8 @@ def test_checkpoints_needed_grow_as_memory_shrinks() -> None:
     assert decoder.checkpoints_needed(1000, 40, layer) == 4
     wanted = [decoder.checkpoints_needed(1000, 40, share * layer) for share in (7, 6, 5, 4, 3, 2)]
     assert wanted == sorted(wanted)
+    fit = decoder.tokens_kept(40, 1e9)
+    assert decoder.checkpoints_needed(fit - 1, 40, 1e9) == 0 < decoder.checkpoints_needed(fit + 1, 40, 1e9)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

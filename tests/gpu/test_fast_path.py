@@ -99,7 +99,11 @@ def test_it_trains_and_scores(architecture: Architecture, tmp_path: Path) -> Non
     config = model_config(architecture, tmp_path / "model", resident="auto")
     model = models.add_adapters(models.load_model(config, TRAIN), LORA, TRAIN, seed=0)
     data = rows(48)
-    train = TRAIN.model_copy(update={"epochs": 8, "optimizer": "adamw_8bit", "learning_rate": 2e-3})
+    train = TRAIN.model_copy(
+        update={
+            "epochs": 8, "optimizer": "adamw_8bit", "learning_rate": 2e-3, "tokens_per_micro_batch": "auto",
+        }
+    )  # fmt: skip
     fit(model, tmp_path / "model", Run(tmp_path / "RUN"), train, data)
     account = json.loads((tmp_path / "RUN" / "training.json").read_text())
     assert account["fast"] and account["padding_share"] == 0
