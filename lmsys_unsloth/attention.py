@@ -118,9 +118,15 @@ Attention = Callable[[Tensor, Tensor, Tensor, PackedRows, float, float | None, i
 def best(rows: PackedRows, dtype: torch.dtype, cap: float | None) -> Attention:
     """The fastest of the three that can compute this; a few queries a row are too little for a kernel."""
     few = rows.queries != rows.lengths
-    if rows.device.type != "cuda" or dtype == torch.float32 or few:
+    if few or dtype == torch.float32 or not has_kernels(rows.device):
         return row_by_row
     return varlen if cap is None else flex
+
+
+@functools.cache
+def has_kernels(device: torch.device) -> bool:
+    """PyTorch's flash attention needs an Ampere GPU or a newer one; a T4, say, has none."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def row_by_row(
@@ -148,8 +154,15 @@ def _one_row(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, w
         options = {}
     else:
         options = {"attn_mask": _visible(queries, tokens, window, q.device)}
+    if q.device.type == "cuda" and not has_kernels(q.device):
+        k, v = _for_each_query_head(k, q), _for_each_query_head(v, q)  # else all logits would be written out
     out = F.scaled_dot_product_attention(q[None], k[None], v[None], scale=scale, enable_gqa=True, **options)
     return out[0].transpose(0, 1)
+
+
+def _for_each_query_head(x: Tensor, q: Tensor) -> Tensor:
+    """Keys or values ``[kv_heads, tokens, d]`` repeated for the heads that share them."""
+    return x.repeat_interleave(len(q) // len(x), dim=0)
 
 
 SHORT = 256
@@ -197,8 +210,7 @@ class _ShortRow(torch.autograd.Function):
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, visible: Tensor) -> Tensor:
-    group = q.shape[0] // k.shape[0]
-    k, v = k.repeat_interleave(group, dim=0), v.repeat_interleave(group, dim=0)
+    k, v = _for_each_query_head(k, q), _for_each_query_head(v, q)
     logits = cap * torch.tanh(q @ k.transpose(1, 2) * scale / cap)
     weights = logits.float().masked_fill(~visible, float("-inf")).softmax(dim=-1).to(q.dtype)
     return (weights @ v).transpose(0, 1)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from lmsys_unsloth import memory, models
+from lmsys_unsloth import attention, memory, models
 from lmsys_unsloth.batches import PLANNED_TOKENS
 from lmsys_unsloth.config import Config
 from lmsys_unsloth.prompting.tokens import RowEncoder
@@ -167,7 +167,7 @@ def _attention(config: Config) -> Check:
     if not config.train.fast:
         own = "unsloth's" if on_gpu else "eager, as SDPA can't cap logits" if gemma else "PyTorch SDPA"
         return Check("attention", f"{own}, rows padded (train.fast=false)")
-    if not on_gpu:
+    if not on_gpu or not attention.has_kernels(torch.device("cuda")):
         return Check("attention", "row by row" + (", capped logits" if gemma else ", PyTorch SDPA"))
     kernel = "FlexAttention with cap and window" if gemma else "variable-length flash attention"
     return Check("attention", f"packed rows, {kernel}, {torch.cuda.get_device_name()}")

@@ -143,13 +143,17 @@ def test_layout_numbers() -> None:
     assert rows.bounds.tolist() == [0, 2, 5] and rows.bounds.dtype == torch.int32
 
 
-def test_choice_by_device_and_cap() -> None:
-    cuda, half = PackedRows(LENGTHS, LENGTHS, torch.device("cuda")), torch.bfloat16
+def test_choice_by_device_and_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, half = PackedRows(LENGTHS, LENGTHS, torch.device("cuda", 0)), torch.bfloat16
+    capability = {0: (9, 0), 1: (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[device.index])
     assert attention.best(packed(), half, None) is attention.best(packed(), half, 50.0) is row_by_row
     assert attention.best(cuda, half, None) is varlen and attention.best(cuda, half, 50.0) is flex
     assert attention.best(cuda, torch.float32, None) is row_by_row, "flash attention has no float32"
-    slots = PackedRows(LENGTHS, (1,) * len(LENGTHS), torch.device("cuda"))
+    slots = PackedRows(LENGTHS, (1,) * len(LENGTHS), torch.device("cuda", 0))
     assert attention.best(slots, half, None) is attention.best(slots, half, 50.0) is row_by_row
+    older = PackedRows(LENGTHS, LENGTHS, torch.device("cuda", 1))
+    assert attention.best(older, torch.float16, None) is row_by_row, "no flash attention before Ampere"
     with pytest.raises(ValueError, match="varlen attention can't cap; use flex"):
         varlen(*random_qkv(), packed(), 0.7, 50.0, None)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 from test_config import composed
 
-from lmsys_unsloth import smollm2
+from lmsys_unsloth import memory, preflight, smollm2
 from lmsys_unsloth.config import Config, parse
 from lmsys_unsloth.preflight import Check, checks, show
 from lmsys_unsloth.prompting.tokens import RowEncoder
@@ -86,3 +87,23 @@ def test_too_little_memory_is_pointed_out(tmp_path: Path) -> None:
     huge = GEMMA2 | {"num_hidden_layers": 4000, "hidden_size": 16384, "intermediate_size": 65536}
     table = found(tmp_path, huge, ["model.embed_tokens.weight"], "model=gemma2")
     assert table["memory"].verdict == "look" and "train.tokens_per_micro_batch" in table["memory"].remedy
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "counted"),
+    [
+        ("llama3", dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, head_dim=128), 3.543),
+        ("gemma2", dict(hidden_size=3584, num_hidden_layers=42, num_attention_heads=16, head_dim=256), 5.253),
+    ],
+)
+def test_activations_on_a_gpu(
+    model: str, shape: dict[str, int], counted: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted: MB a token that the fast decoder keeps at full size, traced with unsloth's kernels."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 70e9)
+    config = parse(composed(f"model={model}", "train.tokens_per_micro_batch=8192"))
+    common = dict(intermediate_size=14336, num_key_value_heads=8, vocab_size=128_256)
+    value = preflight._memory(config, {**shape, **common}).value
+    found = float(value.removesuffix(")").rpartition(" ")[2]) * 1000 / 8192
+    assert found == pytest.approx(counted, rel=0.01), value
