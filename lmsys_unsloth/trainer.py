@@ -83,8 +83,9 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=_arguments(model, config, len(steps), checkpoints, seed),
-            # trl wants a data set of token ids to look at; the rows themselves come from ``steps``.
-            train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[-100]]}),
+            # trl wants a data set of token ids to look at, and on CUDA unsloth one with a label that counts;
+            # the rows themselves come from ``steps``.
+            train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),
             processing_class=tokenizer,
             callbacks=[_Reporter(len(steps), tracker)],
         )
