@@ -271,6 +271,7 @@ def _stock_training(
             model=model,
             args=SFTConfig(
                 output_dir=output, per_device_train_batch_size=rows, max_steps=steps, report_to="none",
+                gradient_accumulation_steps=1,  # on CUDA unsloth makes it 2
                 save_strategy="no", disable_tqdm=True, completion_only_loss=True, max_length=None,
                 optim="adamw_8bit" if torch.cuda.is_available() else "adamw_torch",
                 use_cpu=not torch.cuda.is_available(), train_sampling_strategy="sequential",

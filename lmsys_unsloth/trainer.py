@@ -83,9 +83,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=_arguments(model, config, len(steps), checkpoints, seed),
-            # trl wants a data set of token ids to look at, and on CUDA unsloth one with a label that counts;
-            # the rows themselves come from ``steps``.
-            train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),
+            train_dataset=placeholder(),
             processing_class=tokenizer,
             callbacks=[_Reporter(len(steps), tracker)],
         )
@@ -197,6 +195,11 @@ def check_gradients(model: nn.Module, loss: float) -> None:
             "  The loss does not reach the adapters: check lora.target_modules and lora.first_layer, and "
             "that unsloth, trl and transformers have the pinned versions (env.json names them)."
         )
+
+
+def placeholder() -> Dataset:
+    """For trl to look at: the rows come from :class:`StepLoader`. On CUDA unsloth wants a label in it."""
+    return Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
 
 
 def _arguments(model: nn.Module, config: TrainConfig, steps: int, checkpoints: Path, seed: int) -> SFTConfig:

@@ -84,6 +84,16 @@ def adapters(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
+def test_unsloth_s_trainer_for_cuda_would_accept_the_placeholder_row() -> None:
+    """Only that one looks at labels: a CPU's does not."""
+    models.import_unsloth()
+    from unsloth_zoo.training_utils import fix_zero_training_loss
+
+    from lmsys_unsloth.trainer import placeholder
+
+    fix_zero_training_loss(None, None, placeholder())
+
+
 @pytest.mark.parametrize("load_in_4bit", [False, True])
 def test_it_learns_and_its_adapters_survive_the_disk(
     folder: Path, tmp_path: Path, load_in_4bit: bool
