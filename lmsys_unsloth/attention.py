@@ -81,7 +81,10 @@ positions as a head is wide (256), it compiles for that size alone."""
 
 
 def _block_mask(rows: Tensor, window: int | None) -> Any:
-    """From int64 ``[positions]``, the ascending row of each, without looking at every pair of positions."""
+    """FlexAttention's mask from each position's row, int64 ``[positions]``, ascending.
+
+    Made block by block: PyTorch's own way looks at every pair of positions, 8 bytes each with a window.
+    """
     from torch.nn.attention.flex_attention import BlockMask
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
