@@ -252,7 +252,7 @@ def _stock_training(
     from lmsys_unsloth import memory
 
     steps = options.batches
-    each = [n for n in lengths(options)][: rows * steps]
+    each = lengths(options)[: rows * steps]
     random = np.random.default_rng(0)
     ids = [random.integers(3, shape(name, options)["vocab_size"], n).tolist() for n in each]
 

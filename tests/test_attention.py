@@ -167,6 +167,7 @@ def test_varlen_asks_each_version_of_torch_for_the_same(
 
     def attend(q, k, v, bounds, scale, causal, size):
         assert bounds.tolist() == [0, *torch.tensor(LENGTHS).cumsum(0).tolist()] and causal
+        assert (q.shape[1], k.shape[1], v.shape[1]) == (HEADS, GROUPS, GROUPS), "grouped keys as they are"
         return row_by_row(q, k, v, packed(), scale or q.shape[-1] ** -0.5, None, size)
 
     def oldest(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
