@@ -95,22 +95,12 @@ def train(
         UserError: the first step's LoRA gradients are all zero or not finite.
     """
     lengths = [len(row.input_ids) for row in rows]
-    limit = config.tokens_per_micro_batch
-    steps = plan_steps(
-        units,
-        lengths,
-        epochs=config.epochs,
-        rows_per_step=config.rows_per_step,
-        tokens_per_step=config.tokens_per_step,
-        tokens_per_micro_batch=PLANNED_TOKENS if limit == "auto" else limit,
-        seed=seed,
-    )[: config.max_steps]
+    steps = _planned(units, lengths, config, seed)
     padding = padding_share([micro_batch for step in steps for micro_batch in step], lengths)
     decoder = agreeing_decoder(model, rows, fast=config.fast, training=True)
-    if limit == "auto" and isinstance(decoder, FastDecoder) and torch.cuda.is_available():
-        # Only now: the plan may not depend on the machine, or no other could resume the run.
-        fit = decoder.tokens_kept(max(lengths), MEMORY_SHARE * memory.free_bytes())
-        steps = [joined(step, lengths, min(fit, MOST_TOKENS)) for step in steps]
+    automatic = config.tokens_per_micro_batch == "auto"
+    if automatic and isinstance(decoder, FastDecoder) and torch.cuda.is_available():
+        steps = _joined_as_memory_allows(steps, decoder, lengths)
     checkpointed = _set_checkpoints(decoder, config, steps, lengths)
     log.info(
         "training on %d rows: %d steps of up to %d rows, %s, %s",
@@ -133,6 +123,31 @@ def train(
     }
     tracker.summarize({f"train/{key}": value for key, value in account.items()})
     write_json(run.training, {**account, "learning_curve": _learning_curve(trainer)})
+
+
+def _planned(
+    units: Sequence[Sequence[int]], lengths: Sequence[int], config: TrainConfig, seed: int
+) -> list[Step]:
+    """Every step; what the machine can hold plays no part, or no other machine could resume the run."""
+    limit = config.tokens_per_micro_batch
+    steps = plan_steps(
+        units,
+        lengths,
+        epochs=config.epochs,
+        rows_per_step=config.rows_per_step,
+        tokens_per_step=config.tokens_per_step,
+        tokens_per_micro_batch=PLANNED_TOKENS if limit == "auto" else limit,
+        seed=seed,
+    )
+    return steps[: config.max_steps]
+
+
+def _joined_as_memory_allows(
+    steps: Sequence[Step], decoder: FastDecoder, lengths: Sequence[int]
+) -> list[Step]:
+    """The same steps in as few micro-batches as fit with all activations kept."""
+    fit = decoder.tokens_kept(max(lengths), MEMORY_SHARE * memory.free_bytes())
+    return [joined(step, lengths, min(fit, MOST_TOKENS)) for step in steps]
 
 
 def _speed(done: Sequence[Step], lengths: Sequence[int], seconds: float) -> dict[str, float]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from tiny import save_tiny_llama
 
-from lmsys_unsloth import models
-from lmsys_unsloth.decoder import FastDecoder
+from lmsys_unsloth import memory, models
+from lmsys_unsloth.decoder import WORKSPACE, FastDecoder
 from lmsys_unsloth.evaluation import score
 from lmsys_unsloth.prompting.tokens import EncodedRow
 from lmsys_unsloth.runs import Run
@@ -82,6 +82,20 @@ def fit(
 
 def adapters(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_micro_batches_are_joined_as_far_as_their_activations_fit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmsys_unsloth import training
+
+    decoder, lengths = FastDecoder(adapted(folder)), [30, 10, 20, 40, 25]
+    planned = [((0,), (1, 2), (3,)), ((4,),)]
+    whole = [((0, 1, 2, 3),), ((4,),)]
+    for tokens, expected in ((60, [((0, 1, 2), (3,)), ((4,),)]), (5, planned), (1e6, whole)):
+        needed = (len(decoder.layers) + WORKSPACE) * decoder.activation_bytes(40) * tokens
+        monkeypatch.setattr(memory, "free_bytes", lambda n=needed: 1.001 * n / training.MEMORY_SHARE)
+        assert training._joined_as_memory_allows(planned, decoder, lengths) == expected
 
 
 def test_unsloth_s_trainer_for_cuda_would_accept_the_placeholder_row() -> None:
