@@ -7,34 +7,37 @@ python eval.py model=llama3 prompt=v1 data=lmsys data.path=train.csv   # zero-sh
 """
 
 import sys
+from collections.abc import Sequence
 
 import hydra
 from omegaconf import DictConfig
 
-from lmsys_unsloth import cli
-from lmsys_unsloth.config import Config
-from lmsys_unsloth.runs import Run
+from lmsys_unsloth.cli import arguments
+from lmsys_unsloth.cli.arguments import Member
+from lmsys_unsloth.config.parsing import Config
+from lmsys_unsloth.config.run_directory import Run
 
 
-def evaluate(config: Config, trained: list[Run], output: Run) -> None:
-    from lmsys_unsloth import evaluation
+def evaluate(config: Config, members: Sequence[Member], output: Run) -> None:
+    from lmsys_unsloth.cli import evaluation
 
-    output.describe(config, cli.command_line())
-    several = len(trained) > 1
-    with cli.tracked(config, output, "cv" if several else "eval") as tracker:
-        if several:
-            outcome = evaluation.merge(config, trained, output)
+    output.describe(config, arguments.command_line())
+    with arguments.tracked(config, output, "cv" if len(members) > 1 else "eval") as tracker:
+        if not members:
+            outcome = evaluation.evaluate_untrained(config, output)
+        elif len(members) == 1:
+            outcome = evaluation.evaluate_run(members[0], output)
         else:
-            outcome = evaluation.rescore(config, trained[0] if trained else None, output)
+            outcome = evaluation.evaluate_runs(members, output)
         tracker.publish(outcome, output)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(composed: DictConfig) -> None:
-    with cli.messages():
-        evaluate(*cli.evaluation_config(composed))
+    with arguments.messages():
+        evaluate(*arguments.open_evaluation(composed))
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = cli.prepare_arguments(sys.argv[1:])
+    sys.argv[1:] = arguments.prepare_arguments(sys.argv[1:])
     main()

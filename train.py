@@ -11,50 +11,36 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from lmsys_unsloth import cli
-from lmsys_unsloth.config import Config
-from lmsys_unsloth.runs import Run
+from lmsys_unsloth.cli import arguments
+from lmsys_unsloth.config.parsing import Config
+from lmsys_unsloth.config.run_directory import Run
 
 
 def train(config: Config, run: Run) -> None:
-    from lmsys_unsloth.rows import data
+    # Slow imports: mistakes in the configuration have been reported before they begin.
+    from lmsys_unsloth.cli.prepare import prepare_training
 
-    run.describe(config, cli.command_line())
-    fold = data.limited(data.load_fold(config.data, config.fold, run.path), config.debug, config.seed)
-    # Slow imports: mistakes in the configuration and in the data have been answered before they begin.
-    from lmsys_unsloth import evaluation, models, preflight, preview, training
-    from lmsys_unsloth.comparisons import swap_rows
-    from lmsys_unsloth.prompting import tokens
-
-    tokenizer = models.load_tokenizer(config.model)
-    encoder = tokens.RowEncoder(tokenizer, config.prompt)
-    units = swap_rows(fold.train, config.data.swap, config.seed)
-    train_rows = tokens.encode_cached(encoder, [row for unit in units for row in unit], progress=True)
-    validation_rows = tokens.encode_cached(encoder, fold.validation, progress=True)
-    preview.show(run, fold, encoder, train_rows, validation_rows, whole=config.debug.preview)
-    folder = models.local_folder(config.model, weights=not config.debug.preview)
-    preflight.show(preflight.checks(config, encoder, folder))
+    run.describe(config, arguments.command_line())
+    prepared = prepare_training(config, run)
     if config.debug.preview:
         return
+    from lmsys_unsloth.evaluate.scoring import predict_rows
+    from lmsys_unsloth.report.results import report_scoring
+    from lmsys_unsloth.train.training import train_or_load
 
-    with cli.tracked(config, run, "train") as tracker:
-        model = training.trained_model(
-            config, run, tokenizer, encoder.answer_ids, train_rows, [len(unit) for unit in units], tracker
-        )
-        predicted, speed = evaluation.predict(
-            model, encoder, fold.validation, validation_rows, config, config.fold, fold.groups
-        )
-        baseline = evaluation.learned_from(fold.train, fold.validation)
-        outcome = evaluation.conclude(run, config, predicted, fold.validation, {"scoring": speed}, **baseline)
+    with arguments.tracked(config, run, "train") as tracker:
+        model = train_or_load(config, run, prepared, tracker)
+        predictions, speed = predict_rows(model, prepared, config)
+        outcome = report_scoring(run, config, prepared, predictions, speed)
         tracker.publish(outcome, run)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(composed: DictConfig) -> None:
-    with cli.messages():
-        train(*cli.open_training_run(composed))
+    with arguments.messages():
+        train(*arguments.open_training_run(composed))
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = cli.prepare_arguments(sys.argv[1:])
+    sys.argv[1:] = arguments.prepare_arguments(sys.argv[1:])
     main()

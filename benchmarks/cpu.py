@@ -62,7 +62,7 @@ def settings(options: argparse.Namespace) -> Any:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from lmsys_unsloth.config import parse
+    from lmsys_unsloth.config.parsing import parse_config
 
     data = [f"data.path={options.data}", "data=lmsys"] if options.data else ["data.rows=600"]
     data += OVERRIDES.get(options.one, [])
@@ -70,35 +70,37 @@ def settings(options: argparse.Namespace) -> Any:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed: Any = OmegaConf.to_container(compose("train", overrides), resolve=True)
     composed.pop("resume")
-    return parse(composed)
+    return parse_config(composed)
 
 
 def encoded_rows(options: argparse.Namespace, config: Any) -> tuple[Any, Any, list[Any]]:
     """Tokenizer, encoder, and as many rows as are asked for, the same for both sides."""
-    from lmsys_unsloth import models
-    from lmsys_unsloth.prompting.tokens import RowEncoder
-    from lmsys_unsloth.rows import data
+    from lmsys_unsloth.data import dataset
+    from lmsys_unsloth.model import loading
+    from lmsys_unsloth.prompting.encoding import RowEncoder
 
-    tokenizer = models.load_tokenizer(config.model)
+    tokenizer = loading.load_tokenizer(config.model)
     encoder = RowEncoder(tokenizer, config.prompt)
     count = options.train_rows if options.job == "train" else options.eval_rows
-    return tokenizer, encoder, encoder.encode(data.load_rows(config.data)[:count])
+    return tokenizer, encoder, encoder.encode(dataset.load_rows(config.data)[:count])
 
 
 def ours(options: argparse.Namespace) -> float:
     """Seconds of training or scoring with this project."""
-    from lmsys_unsloth import agreement, evaluation, models, training
-    from lmsys_unsloth.runs import Run
-    from lmsys_unsloth.tracking import NoTracker
+    from lmsys_unsloth.config.run_directory import Run
+    from lmsys_unsloth.evaluate import scoring
+    from lmsys_unsloth.model import loading, parity
+    from lmsys_unsloth.report.tracking import NoTracker
+    from lmsys_unsloth.train import training
 
     config = settings(options)
     tokenizer, encoder, rows = encoded_rows(options, config)
-    model = models.load_model(config.model, config.train)
-    model = models.add_adapters(model, config.lora, config.train, seed=0)
+    model = loading.load_model(config.model, config.train)
+    model = loading.add_adapters(model, config.lora, config.train, seed=0)
     if options.job == "eval":
         started = time.perf_counter()
-        decoder = agreement.agreeing_decoder(model, rows, fast=config.train.fast)
-        evaluation.score(decoder, rows, encoder.answer_ids, config.eval.tokens_per_batch)
+        decoder = parity.agreeing_decoder(model, rows, fast=config.train.fast)
+        scoring.score_rows(decoder, rows, encoder.answer_ids, config.eval.tokens_per_batch)
         return time.perf_counter() - started
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -111,9 +113,9 @@ def ours(options: argparse.Namespace) -> float:
 
 def stock(options: argparse.Namespace) -> float:
     """Seconds of the same with unsloth's model and trl's trainer as they come."""
-    from lmsys_unsloth import models
+    from lmsys_unsloth.model import loading
 
-    models.import_unsloth()
+    loading.import_unsloth()
     import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -121,8 +123,8 @@ def stock(options: argparse.Namespace) -> float:
     config = settings(options)
     tokenizer, encoder, rows = encoded_rows(options, config)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = models.load_model(config.model.model_copy(update={"resident": "4bit"}))
-    model = models.add_adapters(model, config.lora, config.train, seed=0)
+    model = loading.load_model(config.model.model_copy(update={"resident": "4bit"}))
+    model = loading.add_adapters(model, config.lora, config.train, seed=0)
     if options.job == "eval":
         return _stock_scoring(model, rows, encoder.answer_ids, tokenizer.pad_token_id)
     ids = [row.input_ids.tolist() for row in rows]
@@ -225,7 +227,7 @@ def _named(options: argparse.Namespace) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--data", help="rows in any layout that data.path takes")
+    parser.add_argument("--data", help="rows in any layout that dataset.path takes")
     parser.add_argument("--train-rows", type=int, default=64)
     parser.add_argument("--eval-rows", type=int, default=128)
     parser.add_argument("--max-tokens", type=int, default=512)
@@ -234,9 +236,9 @@ def main() -> None:
     parser.add_argument("--job", choices=("train", "eval"), default="train", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        from lmsys_unsloth import memory, models
+        from lmsys_unsloth.model import loading, memory
 
-        models.import_unsloth()
+        loading.import_unsloth()
         imported = memory.peak_gb()
         config = settings(options)
         _, _, rows = encoded_rows(options, config)

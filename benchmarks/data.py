@@ -47,21 +47,21 @@ def measure(arena: Path, tokenizer_folder: str) -> None:
         from omegaconf import OmegaConf
         from transformers import AutoTokenizer
 
-        from lmsys_unsloth.comparisons import swap_rows
-        from lmsys_unsloth.prompting import tokens
-        from lmsys_unsloth.rows import data
-        from lmsys_unsloth.settings import DataConfig, PromptConfig
+        from lmsys_unsloth.config.schema import DataConfig, PromptConfig
+        from lmsys_unsloth.data import dataset
+        from lmsys_unsloth.data.comparison import swap_rows
+        from lmsys_unsloth.prompting import encoding
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         composed: Any = OmegaConf.to_container(compose("train", ["data=lmsys", "prompt=v2"]), resolve=True)
     config = DataConfig.model_validate(composed["data"] | {"path": str(arena)})
     with timed("load the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-        encoder = tokens.RowEncoder(tokenizer, PromptConfig.model_validate(composed["prompt"]))
+        encoder = encoding.RowEncoder(tokenizer, PromptConfig.model_validate(composed["prompt"]))
     with timed("read, check, group, fold, leak report"):
-        fold = data.load_fold(config, 0, arena.parent / "run")
+        fold = dataset.load_fold(config, 0, arena.parent / "run")
     with timed("render and tokenise"):
         rows = [row for unit in swap_rows(fold.train, config.swap, seed=42) for row in unit]
-        encoded = [tokens.encode_cached(encoder, part, progress=True) for part in (rows, fold.validation)]
+        encoded = [encoding.encode_cached(encoder, part, progress=True) for part in (rows, fold.validation)]
     lengths = [len(row.input_ids) for part in encoded for row in part]
     print(
         json.dumps(

@@ -44,7 +44,7 @@ def measured(step: Callable[[list[int]], Any], batches: list[list[int]]) -> dict
     """Tokens a second over all batches but the first, which warms up, and the peak memory of all."""
     import torch
 
-    from lmsys_unsloth import memory
+    from lmsys_unsloth.model import memory
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -61,7 +61,7 @@ def cut(each: list[int], tokens: int) -> list[list[int]]:
     """Micro-batches of rows of like length, as training and scoring make them, in random order."""
     import numpy as np
 
-    from lmsys_unsloth.batches import by_length
+    from lmsys_unsloth.model.batch import by_length
 
     batches = [[each[row] for row in rows] for rows in by_length(each, tokens)]
     order = np.random.default_rng(1).permutation(len(batches))
@@ -73,7 +73,7 @@ def random_batch(batch: list[int], vocabulary: int) -> Any:
     import numpy as np
     import torch
 
-    from lmsys_unsloth.batches import collate
+    from lmsys_unsloth.model.batch import collate
 
     random = np.random.default_rng(sum(batch))
     rows = [random.integers(3, vocabulary, n) for n in batch]
@@ -83,8 +83,8 @@ def random_batch(batch: list[int], vocabulary: int) -> Any:
 
 def load(folder: Path, name: str, rank: int, checkpoint: str = "none") -> tuple[Any, Any]:
     """Model through this project's loader (unsloth, 4-bit) with adapters, and its tokenizer."""
-    from lmsys_unsloth import models
-    from lmsys_unsloth.settings import LoraConfig, ModelConfig, TrainConfig
+    from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
+    from lmsys_unsloth.model import loading
 
     config = ModelConfig(
         name=name, architecture=SHAPES[name]["architecture"], repo=None, package=None, path=str(folder),
@@ -100,21 +100,21 @@ def load(folder: Path, name: str, rank: int, checkpoint: str = "none") -> tuple[
     lora = LoraConfig(
         r=rank, alpha=float(rank), dropout=0.0, target_modules=LINEAR, use_rslora=False, first_layer=0
     )
-    tokenizer = models.load_tokenizer(config)
-    return models.add_adapters(models.load_model(config, train), lora, train, seed=0), tokenizer
+    tokenizer = loading.load_tokenizer(config)
+    return loading.add_adapters(loading.load_model(config, train), lora, train, seed=0), tokenizer
 
 
 def ours(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dict[str, Any]:
     """Parity, then every optimisation of this project switched on in turn."""
-    from lmsys_unsloth import models
-    from lmsys_unsloth.decoder import FastDecoder, OrdinaryDecoder
+    from lmsys_unsloth.model import loading
+    from lmsys_unsloth.model.decoder import FastDecoder, OrdinaryDecoder
 
     model, _ = load(folder, name, rank)
     vocabulary, each = shape(name, options)["vocab_size"], lengths(options)
     batches = cut(each, options.tokens)[: options.batches]
     # Rows of one length, so that the whole last layer can be asked for: only these two are compared.
     equal = [[1024 // (40 if options.tiny else 1)] * (options.tokens // 1024 or 1)] * len(batches)
-    ordinary, fast = OrdinaryDecoder(model), models.decoder(model, fast=True)
+    ordinary, fast = OrdinaryDecoder(model), loading.decoder(model, fast=True)
     assert isinstance(fast, FastDecoder)
     found: dict[str, Any] = {"parity": _parity(fast, random_batch(each[:4], vocabulary))}
 
@@ -136,19 +136,19 @@ def ours(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dic
         "head at the slot only, padded": scoring(ordinary),
         "packed, 4-bit": scoring(fast),
     }
-    models.make_resident(model, "bf16")
+    loading.make_resident(model, "bf16")
     trained["+ weights dequantised once"] = training(fast)
     fast.checkpointed = len(fast.layers)
     trained["  the same, all layers checkpointed"] = training(fast)
     fast.checkpointed = 0
     scored["packed, dequantised once"] = scoring(fast)
     _freeze_lower_half(model, len(fast.layers))
-    trained["+ lower half frozen (lora.first_layer)"] = training(models.decoder(model, fast=True))
+    trained["+ lower half frozen (lora.first_layer)"] = training(loading.decoder(model, fast=True))
     return found
 
 
 def _training_step(decoder: Any, vocabulary: int) -> Callable[[list[int]], None]:
-    from lmsys_unsloth.forward import answer_loss
+    from lmsys_unsloth.model.answer_head import answer_loss
 
     def step(batch: list[int]) -> None:
         decoder.model.zero_grad(set_to_none=True)
@@ -160,7 +160,7 @@ def _training_step(decoder: Any, vocabulary: int) -> Callable[[list[int]], None]
 def _scoring_step(decoder: Any, vocabulary: int) -> Callable[[list[int]], None]:
     import torch
 
-    from lmsys_unsloth.forward import answer_probabilities
+    from lmsys_unsloth.model.answer_head import answer_probabilities
 
     def step(batch: list[int]) -> None:
         with torch.no_grad():
@@ -171,7 +171,7 @@ def _scoring_step(decoder: Any, vocabulary: int) -> Callable[[list[int]], None]:
 
 def _whole_last_layer(fast: Any) -> Any:
     """The fast decoder with its last layer at every position, for rows of one length."""
-    from lmsys_unsloth.decoder import FastDecoder
+    from lmsys_unsloth.model.decoder import FastDecoder
 
     class WholeLastLayer(FastDecoder):
         def __call__(self, input_ids: Any, lengths: Any, last: int = 1) -> Any:
@@ -190,8 +190,8 @@ def _parity(fast: Any, batch: Any) -> dict[str, float]:
     """How far the fast path is from the ordinary one, with adapters that do something."""
     import torch
 
-    from lmsys_unsloth.agreement import distances
-    from lmsys_unsloth.decoder import OrdinaryDecoder
+    from lmsys_unsloth.model.decoder import OrdinaryDecoder
+    from lmsys_unsloth.model.parity import distances
 
     for name, parameter in fast.model.named_parameters():
         if "lora_B" in name:
@@ -249,7 +249,7 @@ def _stock_training(
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from lmsys_unsloth import memory
+    from lmsys_unsloth.model import memory
 
     steps = options.batches
     each = lengths(options)[: rows * steps]

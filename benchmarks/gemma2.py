@@ -14,7 +14,7 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / name) for name in ("", "tests")]
 
-from test_forward import ours
+from model.test_answer_head import ours
 from tiny import random_rows, tiny_model
 
 

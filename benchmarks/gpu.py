@@ -132,7 +132,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """Every model, rank and engine; r=64 leaves out plain transformers, which r does not change."""
     import torch
 
-    from lmsys_unsloth.runs import environment
+    from lmsys_unsloth.config.environment import environment
 
     rate, each = matmul_rate(), lengths(options)
     cases = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 
-from lmsys_unsloth.runs import environment
+from lmsys_unsloth.config.environment import environment
 
 
 def heading(title: str, command: str) -> str:

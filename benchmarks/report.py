@@ -34,8 +34,8 @@ LIMIT_SECONDS, LIMIT_GIB = 60, 2.0
 
 def prepare(folder: Path, rows: int) -> None:
     """``arena.csv`` and ``predictions.parquet`` as a cross-validation over all rows would leave them."""
-    from lmsys_unsloth.scoring import predictions
-    from lmsys_unsloth.simulate import simulate
+    from lmsys_unsloth.data.arena import simulate
+    from lmsys_unsloth.evaluate import predictions
 
     subprocess.run(
         [
@@ -69,7 +69,7 @@ def prepare(folder: Path, rows: int) -> None:
         },
     )
     both = predictions.with_swap(predicted, disturbed()[:, [1, 0, 2]])
-    predictions.write(folder / "predictions.parquet", both)
+    predictions.write_predictions(folder / "predictions.parquet", both)
 
 
 def measure(folder: Path) -> None:
@@ -83,21 +83,30 @@ def measure(folder: Path) -> None:
         seconds[name] = time.perf_counter() - start
 
     with timed("import"):
-        from lmsys_unsloth.rows import sources
-        from lmsys_unsloth.scoring import baselines, metrics, predictions, report
+        from lmsys_unsloth.config.run_directory import Run
+        from lmsys_unsloth.core.files import write_json
+        from lmsys_unsloth.data import sources
+        from lmsys_unsloth.evaluate import baselines, metrics, predictions
+        from lmsys_unsloth.report import page
     with timed("read the rows' texts (CSV)"):
-        source = sources.read(str(folder / "arena.csv"), layout="auto", split="train", soft_labels=False)
+        source = sources.read_source(
+            str(folder / "arena.csv"), layout="auto", split="train", soft_labels=False
+        )
         rows = source.rows
     text_mb = sum(sum(map(len, r.prompts + r.responses_a + r.responses_b)) for r in rows) / 1e6
     with timed("read predictions.parquet"):
-        predicted = predictions.read(folder / "predictions.parquet")
+        predicted = predictions.read_predictions(folder / "predictions.parquet")
     with timed("logistic regression, 5 folds"):
         baseline = baselines.cross_validated(rows, predicted.folds)
     with timed("all metrics"):
-        result = metrics.score(predicted, baseline_probabilities=baseline)
-    curve = [{"step": i, "loss": 1.1 - i / 5000, "learning_rate": 2e-4} for i in range(3000)]
-    with timed("slices, figures, report.html"):
-        page = report.write_report(folder, result, predicted, rows, "seed: 0\n", {}, curve, "python eval.py")
+        result = metrics.score_predictions(predicted, baseline_probabilities=baseline)
+    run = Run(folder)
+    write_json(
+        run.training,
+        {"learning_curve": [{"step": i, "loss": 1.1 - i / 5000, "learning_rate": 2e-4} for i in range(3000)]},
+    )
+    with timed("slices, figures, page.html"):
+        page.write_report(run, result, predicted, rows)
     print(
         json.dumps(
             {
@@ -105,7 +114,7 @@ def measure(folder: Path) -> None:
                 "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
                 "rows": len(rows),
                 "text_mb": text_mb,
-                "html_mb": page.stat().st_size / 1e6,
+                "html_mb": run.report.stat().st_size / 1e6,
                 "log_loss": result["log_loss"],
             }
         )

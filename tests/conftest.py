@@ -38,7 +38,7 @@ def flex_as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     import torch.nn.attention.flex_attention as module
     from torch._dynamo.backends.debugging import aot_eager
 
-    from lmsys_unsloth import attention
+    from lmsys_unsloth.model import attention
 
     traced: list[Any] = []
 

@@ -8,19 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lmsys_unsloth.comparisons import Comparison
-from lmsys_unsloth.rows.sources import Rows, read
-from lmsys_unsloth.settings import DataConfig
-
-CONF = Path(__file__).resolve().parent.parent / "conf" / "data"
-
-
-def config(**changes: Any) -> DataConfig:
-    """``data=simulated`` as it is shipped, with changes."""
-    shipped = yaml.safe_load((CONF / "simulated.yaml").read_text(encoding="utf-8"))
-    return DataConfig.model_validate(shipped | changes)
+from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.sources import Rows, read_source
 
 
 def record(row_id: str = "1", **changes: Any) -> dict[str, Any]:
@@ -61,8 +50,8 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def read_all(path: Path | str, **options: Any) -> Rows:
-    """:func:`lmsys_unsloth.rows.sources.read` with the shipped settings."""
-    return read(str(path), **({"layout": "auto", "split": "train", "soft_labels": True} | options))
+    """:func:`lmsys_unsloth.rows.sources.read_source` with the shipped settings."""
+    return read_source(str(path), **({"layout": "auto", "split": "train", "soft_labels": True} | options))
 
 
 def read_records(folder: Path, *records: Mapping[str, Any], **options: Any) -> Rows:

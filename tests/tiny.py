@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
@@ -19,6 +21,10 @@ from transformers import (
 
 VOCABULARY = 300
 Architecture = Literal["llama", "gemma2"]
+ANSWERS = ((11,), (29,), (173,))
+LONG_ANSWERS = ((11,), (29, 7), (173, 5, 250))
+ARCHITECTURES: tuple[Architecture, ...] = ("llama", "gemma2")
+NO_TARGET = (0.0, 0.0, 0.0)
 
 
 def tiny_model(architecture: Architecture, **changes: Any) -> nn.Module:
@@ -73,7 +79,7 @@ def tiny_model(architecture: Architecture, **changes: Any) -> nn.Module:
 
 def save_tiny_llama(folder: Path) -> Path:
     """A tiny random Llama with SmolLM2's vocabulary and tokenizer, as a local model folder."""
-    from lmsys_unsloth import smollm2
+    from lmsys_unsloth.model import smollm2
 
     smollm2.tokenizer().save_pretrained(folder)
     return save_random_model("llama", folder, width=64, layers=2)
@@ -108,3 +114,21 @@ def random_rows(count: int = 6, *, longest: int = 40, seed: int = 0) -> list[Any
     random = torch.Generator().manual_seed(seed)
     lengths = torch.randint(5, longest + 1, (count,), generator=random)
     return [torch.randint(3, VOCABULARY, (int(n),), generator=random).numpy() for n in lengths]
+
+
+def reference(model: Any, ids: np.ndarray) -> torch.Tensor:
+    """The three probabilities by the model's own forward on the row alone, nothing padded."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(ids)[None]).logits[0, -1].float()
+    return logits[[answer[0] for answer in ANSWERS]].softmax(-1)
+
+
+def with_adapters(model: Any) -> Any:
+    """Adapters that do something: B is drawn at random instead of zero."""
+    torch.manual_seed(3)
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+    return adapted.eval()

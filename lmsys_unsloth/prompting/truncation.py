@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lmsys_unsloth.settings import LimitsConfig, TruncationConfig
+from lmsys_unsloth.config.schema import LimitsConfig, TruncationConfig
 
 LEAST_TOKENS = 16
 """Texts are not cut below this many tokens as long as there is another way."""

@@ -9,36 +9,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_forward import ANSWERS, ARCHITECTURES
-from test_training import ANSWER_IDS, TRAIN, fit, rows
-from tiny import Architecture, save_random_model, save_word_tokenizer
+from factories import lora_config, model_config
+from tiny import ANSWERS, ARCHITECTURES, Architecture, save_random_model, save_word_tokenizer
+from training_cases import ANSWER_IDS, TRAIN, fit, rows
 
-from lmsys_unsloth import agreement, models
-from lmsys_unsloth.attention import PackedRows, flex, row_by_row, varlen
-from lmsys_unsloth.batches import collate
-from lmsys_unsloth.decoder import FastDecoder, OrdinaryDecoder
-from lmsys_unsloth.evaluation import score
-from lmsys_unsloth.forward import answer_loss
-from lmsys_unsloth.runs import Run
-from lmsys_unsloth.settings import LoraConfig, ModelConfig
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.config.schema import ModelConfig
+from lmsys_unsloth.evaluate.scoring import score_rows
+from lmsys_unsloth.model import loading, parity
+from lmsys_unsloth.model.answer_head import answer_loss
+from lmsys_unsloth.model.attention import PackedRows, flex, row_by_row, varlen
+from lmsys_unsloth.model.batch import collate
+from lmsys_unsloth.model.decoder import FastDecoder, OrdinaryDecoder
 
 pytestmark = pytest.mark.gpu
 
 LENGTHS = (300, 1, 77, 1024)
-LORA = LoraConfig(
-    r=16, alpha=32.0, dropout=0.0, use_rslora=False, first_layer=0,
-    target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-)  # fmt: skip
+LORA = lora_config(r=16, alpha=32.0)
 
 
-def model_config(architecture: Architecture, folder: Path, width: int = 512, **changes: Any) -> ModelConfig:
+def random_model(architecture: Architecture, folder: Path, width: int = 512, **changes: Any) -> ModelConfig:
     save_random_model(architecture, folder, width=width, layers=3)
     save_word_tokenizer(folder, 49152)
-    settings = dict(
-        name="random", architecture=architecture, repo=None, package=None, path=str(folder), revision=None,
-        load_in_4bit=True, resident="4bit", dtype="auto", max_seq_length=2048, learning_rate=1e-3,
-    )  # fmt: skip
-    return ModelConfig(**{**settings, **changes})
+    settings = {"architecture": architecture, "load_in_4bit": True, "resident": "4bit", "dtype": "auto"}
+    return model_config(folder, **{**settings, "max_seq_length": 2048, **changes})
 
 
 @pytest.mark.parametrize(
@@ -70,8 +64,8 @@ def test_kernels_give_what_plain_pytorch_gives(
 def test_the_fast_path_agrees_and_so_do_its_gradients(
     architecture: Architecture, resident: str, tmp_path: Path
 ) -> None:
-    config = model_config(architecture, tmp_path, resident=resident)
-    model = models.add_adapters(models.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    config = random_model(architecture, tmp_path, resident=resident)
+    model = loading.add_adapters(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -79,7 +73,7 @@ def test_the_fast_path_agrees_and_so_do_its_gradients(
     batch = collate([random.integers(3, 30_000, n) for n in LENGTHS], np.eye(3)[[0, 1, 2, 0]]).to(
         torch.device("cuda")
     )
-    fast = models.decoder(model, fast=True)
+    fast = loading.decoder(model, fast=True)
     assert isinstance(fast, FastDecoder) and fast.kernels is not None
     found = []
     for decoder in (fast, OrdinaryDecoder(model)):
@@ -96,8 +90,8 @@ def test_the_fast_path_agrees_and_so_do_its_gradients(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_it_trains_and_scores(architecture: Architecture, tmp_path: Path) -> None:
-    config = model_config(architecture, tmp_path / "model", resident="auto")
-    model = models.add_adapters(models.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    config = random_model(architecture, tmp_path / "model", resident="auto")
+    model = loading.add_adapters(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
     data = rows(48)
     train = TRAIN.model_copy(
         update={
@@ -107,16 +101,16 @@ def test_it_trains_and_scores(architecture: Architecture, tmp_path: Path) -> Non
     fit(model, tmp_path / "model", Run(tmp_path / "RUN"), train, data)
     account = json.loads((tmp_path / "RUN" / "training.json").read_text())
     assert account["fast"] and account["padding_share"] == 0
-    decoder = agreement.agreeing_decoder(model, data, fast=True)
+    decoder = parity.agreeing_decoder(model, data, fast=True)
     assert isinstance(decoder, FastDecoder)
-    probabilities = score(decoder, data, ANSWER_IDS, 4096)
-    losses = -np.log(probabilities[np.arange(len(data)), [row.label for row in data]])  # type: ignore[arg-type]
+    probabilities = score_rows(decoder, data, ANSWER_IDS, 4096)
+    losses = -np.log(probabilities[np.arange(len(data)), [row.comparison.label for row in data]])  # type: ignore[arg-type]
     assert losses.mean() < 0.8  # a model that knows nothing has 1.1
 
 
 def test_a_batch_too_large_for_the_gpu_is_trained_in_parts(tmp_path: Path, caplog: Any) -> None:
-    config = model_config("llama", tmp_path / "model", resident="bf16")
-    model = models.add_adapters(models.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    config = random_model("llama", tmp_path / "model", resident="bf16")
+    model = loading.add_adapters(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
     free, _ = torch.cuda.mem_get_info()
     taken = torch.empty(int(free - 1.5e9), dtype=torch.uint8, device="cuda")
     try:

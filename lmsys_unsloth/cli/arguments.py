@@ -1,0 +1,182 @@
+"""What train.py and eval.py share: from the command line to typed configuration and back to messages.
+
+Hydra stops here. Everything behind this module sees :class:`~lmsys_unsloth.config.Config`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from lmsys_unsloth.config.parsing import Config, is_known_key, parse_config
+from lmsys_unsloth.config.prompt_file import use_prompt_file
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.core.errors import UserError
+
+if TYPE_CHECKING:
+    from lmsys_unsloth.report.tracking import Tracker
+
+_GROUPS = ("model", "prompt", "lora", "data", "train", "logger", "experiment", "debug")
+_COMMAND_KEYS = ("resume", "run", "runs")
+"""Keys that say what a command works on; all others describe the run itself."""
+_FREE_GROUPS = ("logger", "debug")
+"""Groups that may be exchanged when a trained run is scored: they do not change what its model computes."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained run, with its own configuration under the overrides of the command."""
+
+    run: Run
+    config: Config
+
+
+def prepare_arguments(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments as Hydra is to see them.
+
+    A key that the schema does not know is forced in (``++lora.q=1``), so that :func:`parse`
+    reports it together with every other problem instead of Hydra stopping at it alone.
+    ``resume=RUN`` makes RUN the output directory and leaves its ``.hydra`` record alone.
+
+    >>> prepare_arguments(["lora.r=8", "lora.q=1", "resume=runs/x"])
+    ['lora.r=8', '++lora.q=1', 'resume=runs/x', 'hydra.output_subdir=null']
+
+    (``hydra.run.dir=runs/x`` is added when that is a run.)
+    """
+    prepared: list[str] = []
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        plain = separator and key[:1].isalpha() and "@" not in key and not key.startswith("hydra")
+        known = key in _GROUPS or key in _COMMAND_KEYS or is_known_key(key)
+        prepared.append(f"++{argument}" if plain and not known else argument)
+        if key == "resume":
+            prepared.append("hydra.output_subdir=null")
+            if Run(Path(value)).config.is_file():  # Hydra would make a missing folder
+                prepared.append(f"hydra.run.dir={value}")
+    return prepared
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """Turn a :class:`UserError` into its text and exit status 2, Ctrl-C into status 130."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        if _output().can_resume():
+            print(f"go on with: python train.py resume={_output().path}", file=sys.stderr)
+        sys.exit(130)
+
+
+def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
+    """Configuration and directory of a new run, or of the one that ``resume=RUN`` names.
+
+    Raises:
+        UserError: the configuration is invalid, or overrides would change the resumed run.
+    """
+    settings = _plain(composed)
+    resume = settings.pop("resume")
+    if resume is None:
+        return parse_config(use_prompt_file(settings, _overrides())), _output()
+    changes = [override for override in _overrides() if not override.startswith("resume=")]
+    if changes:
+        raise UserError(
+            f"resume={resume} goes on with that run's configuration; {', '.join(changes)} would change it.\n"
+            "  Leave the other overrides out, or start a new run."
+        )
+    run = Run.open(Path(resume))
+    return parse_config(_with_new_keys(run.settings(), settings)), run
+
+
+def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
+    """Configuration, the trained runs to score (none: an untrained model), and the output directory.
+
+    Each run keeps its own configuration. Overrides of single values are applied to all of them, and the
+    groups ``logger`` and ``debug`` may be exchanged whole.
+
+    Raises:
+        UserError: the configuration is invalid, a run does not exist, or an override exchanges a group
+            that decides what the trained model computes.
+    """
+    settings = _plain(composed)
+    settings.pop("resume")
+    named = settings.pop("runs") + ([settings["run"]] if settings["run"] else [])
+    del settings["run"]
+    if not named:
+        return parse_config(use_prompt_file(settings, _overrides())), [], _output()
+    overrides = [o.lstrip("+") for o in _overrides() if o.partition("=")[0] not in _COMMAND_KEYS]
+    exchanged = {o.partition("=")[0] for o in overrides if o.partition("=")[0] in _GROUPS}
+    if refused := sorted(exchanged - set(_FREE_GROUPS)):
+        raise UserError(
+            f"{', '.join(refused)}: a trained run is scored with its own settings, whole groups can't be "
+            "exchanged.\n  Override single values (data.path=FILE), or leave run= out for an untrained model."
+        )
+    values = [o for o in overrides if o.partition("=")[0] not in _GROUPS]
+    free = {name: settings[name] for name in exchanged}
+    members = [_member(Run.open(Path(path)), settings, free, values) for path in named]
+    return members[0].config, members, _output()
+
+
+def _member(run: Run, settings: dict[str, Any], free: dict[str, Any], values: Sequence[str]) -> Member:
+    stored = _with_new_keys(run.settings(), settings) | free
+    merged = OmegaConf.merge(OmegaConf.create(stored), OmegaConf.from_dotlist(list(values)))
+    return Member(run, parse_config(use_prompt_file(_plain(merged), values)))
+
+
+def _with_new_keys(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with defaults for keys that did not exist when it was written."""
+    return {
+        name: {**current[name], **section} if isinstance(section, dict) and name in current else section
+        for name, section in stored.items()
+    }
+
+
+def _output() -> Run:
+    """The directory Hydra made for this job, by its short path when it is below the working directory."""
+    path = Path(HydraConfig.get().runtime.output_dir)
+    return Run(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _overrides() -> list[str]:
+    """What was typed behind the command, without Hydra's own settings."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def _plain(composed: Any) -> dict[str, Any]:
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except Exception as error:  # OmegaConf's own errors name the key and the rule
+        raise UserError(f"the configuration can't be resolved: {error}") from None
+    return cast(dict[str, Any], plain)
+
+
+def tracked(
+    config: Config, run: Run, job_type: Literal["train", "eval", "cv"]
+) -> AbstractContextManager[Tracker]:
+    """The tracker of a job, which is told what was typed and which sweep the job belongs to."""
+    from lmsys_unsloth.report import tracking
+
+    return tracking.start(config, run, job_type=job_type, sweep=_sweep_name(), overrides=_overrides())
+
+
+def _sweep_name() -> str | None:
+    """Name of the sweep this job belongs to, for grouping; None for a single run."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return "-".join(Path(HydraConfig.get().sweep.dir).parts[-2:])
+
+
+def command_line() -> str:
+    """The command that was typed, for reports: ``python train.py fold=1``."""
+    return " ".join(["python", Path(sys.argv[0]).name, *_overrides()])

@@ -1,0 +1,71 @@
+"""From a configuration to encoded rows: everything that a command does before weights are loaded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lmsys_unsloth.cli import preflight, preview
+from lmsys_unsloth.config.parsing import Config
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.data.comparison import swap_rows
+from lmsys_unsloth.data.dataset import limited, load_fold
+from lmsys_unsloth.data.selection import Overlap, Selection
+from lmsys_unsloth.data.trained_rows import save_trained_rows
+from lmsys_unsloth.model import loading
+from lmsys_unsloth.prompting.encoding import RowEncoder, encode_cached
+from lmsys_unsloth.prompting.prepared import Prepared
+
+
+def prepare_training(config: Config, run: Run) -> Prepared:
+    """Read, split and encode the rows of one fold; print what the run will see.
+
+    Writes ``folds.csv``, ``data.json``, ``training_rows.csv`` and ``samples.json``.
+
+    Raises:
+        UserError: whatever can be known to go wrong before weights are loaded.
+    """
+    loading.require_available(config.model)
+    fold = limited(load_fold(config.data, config.fold, run), config.debug, config.seed)
+    save_trained_rows(run.training_rows, fold.train)
+    encoder = RowEncoder(loading.load_tokenizer(config.model), config.prompt)
+    units = swap_rows(fold.train, config.data.swap, config.seed)
+    train = encode_cached(encoder, [row for unit in units for row in unit], progress=True)
+    scored = encode_cached(encoder, fold.validation, progress=True)
+    preview.print_preview(run, fold, encoder, train, scored, whole=config.debug.preview)
+    _print_checks(config, encoder, weights=not config.debug.preview)
+    return Prepared(
+        encoder=encoder,
+        scored=scored,
+        folds=np.full(len(scored), config.fold),
+        groups=fold.groups,
+        train=train,
+        unit_sizes=[len(unit) for unit in units],
+        baseline_rows=fold.train,
+        overlap=Overlap(left_out=0, scored=len(scored)) if config.debug.evaluate_on_train else None,
+    )
+
+
+def prepare_scoring(config: Config, selection: Selection, output: Run) -> Prepared:
+    """Encode the rows that were selected for scoring; print the checks and write ``samples.json``.
+
+    Raises:
+        UserError: whatever can be known to go wrong before weights are loaded.
+    """
+    loading.require_available(config.model)
+    encoder = RowEncoder(loading.load_tokenizer(config.model), config.prompt)
+    scored = encode_cached(encoder, selection.rows, progress=True)
+    preview.write_samples(output, encoder, scored)
+    _print_checks(config, encoder, weights=True)
+    return Prepared(
+        encoder=encoder,
+        scored=scored,
+        folds=selection.folds,
+        groups=selection.groups,
+        baseline_rows=selection.train,
+        overlap=selection.overlap,
+    )
+
+
+def _print_checks(config: Config, encoder: RowEncoder, *, weights: bool) -> None:
+    folder = loading.local_folder(config.model, weights=weights)
+    preflight.print_checks(preflight.checks(config, encoder, folder))

@@ -1,0 +1,10 @@
+"""The one exception that users see."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A problem that the user can fix. The message names the value, the rule and the remedy.
+
+    The command line prints it without a traceback and exits with status 2.
+    """

@@ -1,0 +1,98 @@
+"""Files → :class:`Comparison`: the one form in which every later module sees a row."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+LABELS = ("a", "b", "tie")
+"""Order of the three outcomes everywhere: probabilities, labels, answer tokens, columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One conversation held with two bots, and which bot the person preferred.
+
+    >>> Comparison("7", ("Hi", "Bye"), ("Hello!", "Bye!"), ("Yo", "Later"), label=0).swapped().label
+    1
+    """
+
+    id: str
+    prompts: tuple[str, ...]
+    """User turns; ``responses_a[i]`` and ``responses_b[i]`` answer ``prompts[i]``."""
+    responses_a: tuple[str, ...]
+    responses_b: tuple[str, ...]
+    label: int | None = None
+    """Index into :data:`LABELS`; None for a row that is only to be predicted."""
+    soft_label: tuple[float, float, float] | None = None
+    """Probabilities in :data:`LABELS` order that replace the one-hot label in training."""
+    true_probabilities: tuple[float, float, float] | None = None
+    """Known for simulated rows only: what a perfect predictor would say."""
+    model_a: str | None = None
+    model_b: str | None = None
+    extra: Mapping[str, str | int | float | bool] = field(default_factory=dict, compare=False)
+    """Further columns of the source (language, annotator, ...): kept aside, never used in training."""
+
+    def swapped(self) -> Comparison:
+        """The same judgement with the two bots exchanged; a tie stays a tie."""
+
+        def exchange(p: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
+            return None if p is None else (p[1], p[0], p[2])
+
+        return dataclasses.replace(
+            self,
+            responses_a=self.responses_b,
+            responses_b=self.responses_a,
+            label=None if self.label is None else (1, 0, 2)[self.label],
+            soft_label=exchange(self.soft_label),
+            true_probabilities=exchange(self.true_probabilities),
+            model_a=self.model_b,
+            model_b=self.model_a,
+        )
+
+
+def rows_fingerprint(rows: Iterable[Comparison]) -> str:
+    """SHA-256 of everything that can influence training: ids, texts, labels and probabilities, in order.
+
+    ``extra`` is left out. The same rows give the same value whether they came from CSV or Parquet.
+    """
+    digest = hashlib.sha256()
+    for row in rows:
+        texts = [text.encode() for side in (row.prompts, row.responses_a, row.responses_b) for text in side]
+        facts = (
+            row.id,
+            row.label,
+            row.soft_label,
+            row.true_probabilities,
+            row.model_a,
+            row.model_b,
+            [len(text) for text in texts],  # which says where each text ends
+        )
+        digest.update(json.dumps(facts).encode())
+        digest.update(b"".join(texts))
+    return digest.hexdigest()
+
+
+def swap_rows(
+    rows: Sequence[Comparison], mode: Literal["none", "random", "both"], seed: int
+) -> list[tuple[Comparison, ...]]:
+    """Exchange bots in training rows; each tuple holds rows that must share an optimiser step.
+
+    ``none`` leaves rows alone. ``random`` exchanges half of them: which ones depends on ``seed``
+    and the row's id alone, so every epoch and every fold sees the same orientation. ``both``
+    returns each row with its mirror: the pair's mean gradient has no preference for a position.
+
+    >>> row = Comparison("7", ("Hi",), ("Hello!",), ("Yo",), label=0)
+    >>> [(pair[0].label, pair[1].label) for pair in swap_rows([row], "both", seed=0)]
+    [(0, 1)]
+    """
+    if mode == "none":
+        return [(row,) for row in rows]
+    if mode == "both":
+        return [(row, row.swapped()) for row in rows]
+    return [(row.swapped() if random.Random(f"{seed}/{row.id}").random() < 0.5 else row,) for row in rows]

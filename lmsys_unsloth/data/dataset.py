@@ -1,0 +1,277 @@
+"""Configuration → the rows of one fold, with an account of where they came from and what was left out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.config.schema import DataConfig, DebugConfig
+from lmsys_unsloth.core import cache
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.files import write_json
+from lmsys_unsloth.data import duplicates, folds, leaks, row_cache, sources
+from lmsys_unsloth.data.arena import simulate
+from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
+from lmsys_unsloth.data.duplicates import Similar
+from lmsys_unsloth.data.folds import (
+    Folds,
+    balance,
+    folds_fingerprint,
+    load_folds,
+    make_folds,
+    prompt_text,
+    save_folds,
+)
+from lmsys_unsloth.data.sources import BadRow, Rows
+
+log = logging.getLogger(__name__)
+
+LEAST_ROWS = 4000
+"""Groups, folds and leak reports of fewer rows are made faster than looked up in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldData:
+    """What one run trains on and is scored on."""
+
+    train: list[Comparison]
+    """Rows of the other folds in file order, then extra rows. Not yet swapped, see ``swap_rows``."""
+    validation: list[Comparison]
+    """Rows of this fold in file order."""
+    groups: NDArray[np.int64]
+    """(validation rows,) rows that share a prompt share a number: resample these together."""
+    description: dict[str, Any]
+    """What ``RUN/data.json`` holds."""
+
+
+def limited(fold: FoldData, debug: DebugConfig, seed: int) -> FoldData:
+    """The part of a fold that the ``debug`` settings leave; the split itself stays as it is."""
+
+    def chosen(count: int, wanted: int | None) -> NDArray[np.int64]:
+        if wanted is None or wanted >= count:
+            return np.arange(count)
+        return np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False))
+
+    train = [fold.train[i] for i in chosen(len(fold.train), debug.train_rows)]
+    if debug.evaluate_on_train:
+        return FoldData(train, train, np.arange(len(train)), fold.description)
+    kept = chosen(len(fold.validation), debug.validation_rows)
+    return FoldData(train, [fold.validation[i] for i in kept], fold.groups[kept], fold.description)
+
+
+def load_rows(config: DataConfig, run: Run | None = None) -> list[Comparison]:
+    """All rows of ``config.path`` (or of the simulated arena) in file order, labelled or not.
+
+    Raises:
+        UserError: the source is unusable, or has bad rows and ``bad_rows`` is ``error``.
+    """
+    return _read_all(config, [config.path], run)[0].rows
+
+
+def load_fold(config: DataConfig, fold: int, run: Run | None = None) -> FoldData:
+    """Rows to train on and rows to score for one fold.
+
+    Writes ``folds.csv`` (every row's fold), ``data.json`` and, when rows were skipped,
+    ``bad_rows.csv`` into ``run``.
+
+    Raises:
+        UserError: as for :func:`load_rows`; rows without labels, a fold that does not exist, an
+            empty fold, too few different prompts, saved folds that do not fit the rows.
+    """
+    if not 0 <= fold < config.folds:
+        raise UserError(
+            f"fold = {fold}: data.folds = {config.folds}, so the folds are 0 to {config.folds - 1}"
+        )
+    main, *extras = _read_all(config, [config.path, *config.extra], run)
+    for source in (main, *extras):
+        _require_labels(source)
+    content = rows_fingerprint(main.rows)
+    prompts = _similar("prompts", main.rows, content, config.near_duplicate)
+    folds = _folds(main.rows, prompts.near, content, config)
+    _warn_of_large_groups(folds)
+    inside = folds.of_row == fold
+    validation = [row for row, chosen in zip(main.rows, inside, strict=True) if chosen]
+    train = [row for row, chosen in zip(main.rows, inside, strict=True) if not chosen]
+    _require_rows(train, validation, fold)
+    admitted, extra_report = leaks.admit_extra(extras, train, validation, config.near_duplicate)
+    train += admitted
+    description = {
+        "source": _describe_source(main, config),
+        "fingerprint": content,
+        "folds": _describe_folds(main.rows, folds, fold, config),
+        "train": {"rows": len(train), "labels": balance(train)},
+        "validation": {"rows": len(validation), "labels": balance(validation)},
+        "extra": extra_report,
+        "bad_rows": _describe_bad([row for source in (main, *extras) for row in source.bad], config),
+        "leak": _leak_report(main.rows, content, inside, admitted, config.near_duplicate),
+    }
+    if run is not None:
+        save_folds(run.folds, main.rows, folds)
+        write_json(run.data, description)
+    return FoldData(train, validation, folds.groups[inside], description)
+
+
+def _read_all(config: DataConfig, paths: Sequence[str | None], run: Run | None) -> list[Rows]:
+    """Read every source, then deal with all their bad rows at once."""
+    read = [
+        Rows("simulated", "simulated", simulate(config.rows, config.seed, config.length))
+        if path is None
+        else row_cache.read_source_cached(
+            path, layout=config.layout, split=config.split, soft_labels=config.soft_labels
+        )
+        for path in paths
+    ]
+    bad = [row for source in read for row in source.bad]
+    if bad and config.bad_rows == "error":
+        total = sum(len(source.rows) + len(source.bad) for source in read)
+        raise UserError(
+            f"{sources.complain(bad, total)}\n"
+            "  Mend them, or leave them out with data.bad_rows=skip (RUN/bad_rows.csv then lists all)."
+        )
+    if bad and run is not None:
+        sources.save_bad_rows(run.bad_rows, bad)
+    for source in read:
+        if not source.rows:
+            raise UserError(
+                f"{sources.complain(source.bad, len(source.bad))}\n  No row is left to work with."
+            )
+    return read
+
+
+def _require_labels(source: Rows) -> None:
+    missing = sum(row.label is None for row in source.rows)
+    if missing:
+        raise UserError(
+            f"{source.source}: {missing:,} of {len(source.rows):,} rows have no label, so nothing can be "
+            "trained or scored on them.\n  Training needs the columns winner_model_a, winner_model_b, "
+            "winner_tie (or winner); prediction with eval.py run=RUN does not."
+        )
+
+
+def _require_rows(train: Sequence[Comparison], validation: Sequence[Comparison], fold: int) -> None:
+    if not validation:
+        raise UserError(f"fold = {fold}: no row is in this fold; choose another, or another data.fold_file")
+    if not train:
+        raise UserError(f"fold = {fold}: all rows are in this fold, none is left to train on; give more rows")
+
+
+def _warn_of_large_groups(folds: Folds) -> None:
+    """A group larger than a fold can't be split fairly."""
+    largest, rows = int(np.unique(folds.groups, return_counts=True)[1].max()), len(folds.groups)
+    if largest * folds.count > rows:
+        log.warning(
+            "%d of %d rows have similar prompts and share a fold, so folds are uneven; "
+            "data.near_duplicate=0.9 or 1 makes smaller groups",
+            largest,
+            rows,
+        )
+
+
+TEXTS: dict[str, Callable[[Comparison], list[str]]] = {
+    "prompts": lambda row: [prompt_text(row)],
+    "answers": leaks.answer_texts,
+}
+
+
+def _similar(
+    what: Literal["prompts", "answers"], rows: Sequence[Comparison], content: str, threshold: float
+) -> Similar:
+    """Partitions of the rows' texts; those of many rows come from the cache when they were made before."""
+    key = {
+        "what": f"similar {what}",
+        "rows": content,
+        "threshold": threshold,
+        "code": cache.code_fingerprint(duplicates, folds, leaks),
+        "datasketch": importlib.metadata.version("datasketch"),
+    }
+
+    def make() -> dict[str, NDArray[Any]]:
+        texts = (text for row in rows for text in TEXTS[what](row))
+        similar = duplicates.find_similar(texts, threshold, what)
+        return {"exact": similar.exact, "near": similar.near}
+
+    arrays = cache.remember(key, make, keep=len(rows) >= LEAST_ROWS)
+    return Similar(arrays["exact"], arrays["near"])
+
+
+def _folds(rows: Sequence[Comparison], groups: NDArray[np.int64], content: str, config: DataConfig) -> Folds:
+    if config.fold_file is not None:
+        return load_folds(Path(config.fold_file).expanduser(), rows, groups, config.folds)
+    key = {
+        "what": "folds",
+        "rows": content,
+        "threshold": config.near_duplicate,
+        "count": config.folds,
+        "seed": config.fold_seed,
+        "code": cache.code_fingerprint(duplicates, folds),
+        "scikit-learn": importlib.metadata.version("scikit-learn"),
+    }
+
+    def make() -> dict[str, NDArray[Any]]:
+        return {"of_row": make_folds(rows, groups, config.folds, config.fold_seed).of_row}
+
+    of_row = cache.remember(key, make, keep=len(rows) >= LEAST_ROWS)["of_row"]
+    return Folds(of_row, groups, config.folds)
+
+
+def _leak_report(
+    rows: Sequence[Comparison],
+    content: str,
+    held_out: NDArray[np.bool_],
+    admitted: Sequence[Comparison],
+    threshold: float,
+) -> dict[str, Any]:
+    """The report on these rows and the extra rows that were admitted to training."""
+    if admitted:
+        rows = [*rows, *admitted]
+        content = rows_fingerprint(rows)
+        held_out = np.r_[held_out, np.zeros(len(admitted), dtype=np.bool_)]
+    prompts = _similar("prompts", rows, content, threshold)
+    answers = _similar("answers", rows, content, threshold)
+    return leaks.leak_report(rows, held_out, prompts, answers)
+
+
+def _describe_source(main: Rows, config: DataConfig) -> dict[str, Any]:
+    rows = main.rows
+    described: dict[str, Any] = {
+        "path": main.source,
+        "layout": main.layout,
+        "rows": len(rows),
+        "labels": balance(rows),
+        "soft_labels": sum(row.soft_label is not None for row in rows),
+        "multi_turn": sum(len(row.prompts) > 1 for row in rows),
+        "identical_answers": sum(row.responses_a == row.responses_b for row in rows),
+        "mended": dict(main.notes),
+    }
+    if config.path is None:
+        described |= {"length": config.length, "seed": config.seed}
+    return described
+
+
+def _describe_folds(
+    rows: Sequence[Comparison], folds: Folds, fold: int, config: DataConfig
+) -> dict[str, Any]:
+    _, sizes = np.unique(folds.groups, return_counts=True)
+    return {
+        "fold": fold,
+        "count": folds.count,
+        "seed": config.fold_seed if config.fold_file is None else None,
+        "reused": config.fold_file,
+        "file": "folds.csv",
+        "fingerprint": folds_fingerprint(rows, folds.of_row),
+        "sizes": np.bincount(folds.of_row, minlength=folds.count).tolist(),
+        "groups": len(sizes),
+        "largest_group": int(sizes.max()),
+    }
+
+
+def _describe_bad(bad: Sequence[BadRow], config: DataConfig) -> dict[str, Any]:
+    return {"policy": config.bad_rows, "rows": len(bad), "by_reason": sources.count_reasons(bad)}

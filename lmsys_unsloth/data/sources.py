@@ -1,0 +1,115 @@
+"""Files and datasets → rows, in order; every bad row is accounted for."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.files import replacing
+from lmsys_unsloth.data import readers, schemas
+from lmsys_unsloth.data.cells import Problem
+from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.schemas import Layout
+
+SAMPLE = 100
+"""Records looked at before the layout is decided."""
+SHOWN = 10
+"""Bad rows listed in a message; the counts cover all."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that can't be used, and why."""
+
+    source: str
+    number: int
+    """1 for the first row below the header."""
+    id: str
+    kinds: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one source gave."""
+
+    source: str
+    layout: str
+    rows: list[Comparison]
+    bad: list[BadRow] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    """Mended cells by kind, see :func:`lmsys_unsloth.rows.layouts.parse`."""
+
+
+def read_source(path: str, *, layout: Layout | Literal["auto"], split: str, soft_labels: bool) -> Rows:
+    """Read every row of one source; bad ones are returned, not raised.
+
+    Args:
+        path: a file, or ``hf:owner/name``.
+        layout: ``auto`` or a :data:`lmsys_unsloth.rows.layouts.Layout`.
+        split: of a Hugging Face dataset.
+        soft_labels: use the columns that hold probabilities or votes.
+
+    Raises:
+        UserError: the source as a whole is unusable: missing, empty, of unknown kind, changed
+            while it was read, compressed and cut short, or without a needed column.
+    """
+    columns, records = readers.open_source(path, split)
+    head = list(itertools.islice(records, SAMPLE))
+    if not head:
+        raise UserError(f"{path}: no rows; a file of preferences needs at least one below its header")
+    sample = [cells for _, cells in head if not isinstance(cells, Problem)]
+    schema = schemas.schema_of(columns, sample, layout, path, soft_labels)
+    result = Rows(path, schema.layout, rows=[])
+    first_use: dict[str, int] = {}
+    for number, cells in itertools.chain(head, records):
+        if isinstance(cells, Problem):
+            row, row_id, problems = None, cells.row_id, [cells]
+        else:
+            row, row_id, problems = schemas.parse_record(cells, schema, result.notes)
+        if row is not None and first_use.setdefault(row_id, number) != number:
+            detail = f"the id is already used by row {first_use[row_id]}"
+            problems = [Problem("id used twice", detail)]
+        if row is not None and not problems:
+            result.rows.append(row)
+        else:
+            kinds = tuple(problem.kind for problem in problems)
+            reason = "; ".join(problem.detail for problem in problems)
+            result.bad.append(BadRow(path, number, row_id, kinds, reason))
+    return result
+
+
+def count_reasons(bad: Sequence[BadRow]) -> dict[str, int]:
+    """How many rows have each kind of problem, the most frequent first; a row may have several."""
+    return dict(Counter(kind for row in bad for kind in row.kinds).most_common())
+
+
+def complain(bad: Sequence[BadRow], total: int) -> str:
+    """What a user needs to know about bad rows: counts by reason and the first ten.
+
+    >>> print(complain([BadRow("a.csv", 2, "7", ("no turns",), "the conversation has no turns")], 5))
+    1 of 5 rows can't be used:
+      1 × no turns
+      a.csv row 2, id 7: the conversation has no turns
+    """
+    lines = [f"{len(bad):,} of {total:,} rows can't be used:"]
+    lines += [f"  {count:,} × {kind}" for kind, count in count_reasons(bad).items()]
+    lines += [f"  {row.source} row {row.number}, id {row.id or '?'}: {row.reason}" for row in bad[:SHOWN]]
+    if len(bad) > SHOWN:
+        lines.append(f"  … and {len(bad) - SHOWN:,} more")
+    return "\n".join(lines)
+
+
+def save_bad_rows(path: Path, bad: Sequence[BadRow]) -> None:
+    """Write ``source, row, id, kinds, reason``, one line per bad row."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("source", "row", "id", "kinds", "reason"))
+        for row in bad:
+            writer.writerow((row.source, row.number, row.id, "; ".join(row.kinds), row.reason))

@@ -1,0 +1,107 @@
+"""Token ids → batches: which rows are computed together, and which are averaged in one optimiser step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MicroBatch = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows one behind the other, without padding; each ends where its answer must follow."""
+
+    input_ids: Tensor
+    """int64 ``[tokens]``."""
+    lengths: tuple[int, ...]
+    """Tokens of each row. Plain numbers: reading them never waits for a GPU."""
+    targets: Tensor
+    """float32 ``[rows, 3]``: probability of each answer in ``LABELS`` order; zeros when unlabelled."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def padded_tokens(self) -> int:
+        """What budgets count: rows times the longest of them."""
+        return len(self) * max(self.lengths)
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.input_ids.to(device), self.lengths, self.targets.to(device))
+
+    def split(self, tokens: int) -> list[Batch]:
+        """The same rows in batches of at most so many padded tokens; a longer row stays alone.
+
+        >>> batch = collate([np.arange(4), np.arange(5), np.arange(2)], [(0, 0, 0)] * 3)
+        >>> [part.lengths for part in batch.split(10)]
+        [(4, 5), (2,)]
+        """
+        ids, rows = torch.split(self.input_ids, list(self.lengths)), range(len(self))
+        return [
+            Batch(
+                torch.cat([ids[row] for row in part]),
+                tuple(self.lengths[row] for row in part),
+                self.targets[list(part)],
+            )
+            for part in split_by_budget(
+                [(row,) for row in rows], self.lengths, tokens, rows_per_batch=len(self)
+            )
+        ]
+
+
+def collate(ids: Sequence[np.ndarray], targets: Sequence[Sequence[float]]) -> Batch:
+    """Put rows one behind the other.
+
+    >>> batch = collate([np.array([5, 6, 7]), np.array([8])], [(1, 0, 0), (0, 0, 1)])
+    >>> batch.input_ids.tolist(), batch.lengths
+    ([5, 6, 7, 8], (3, 1))
+    """
+    joined = np.concatenate([np.asarray(row_ids, dtype=np.int64) for row_ids in ids])
+    lengths = tuple(len(row_ids) for row_ids in ids)
+    return Batch(torch.from_numpy(joined), lengths, torch.tensor(np.asarray(targets, dtype=np.float32)))
+
+
+def target(label: int | None, soft_label: Sequence[float] | None) -> tuple[float, ...]:
+    """What a row is trained towards: its soft label, else its label one-hot, else zeros.
+
+    >>> target(1, None)
+    (0.0, 1.0, 0.0)
+    """
+    return tuple(soft_label) if soft_label else tuple(float(label == answer) for answer in range(3))
+
+
+def by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[MicroBatch]:
+    """All rows once, longest first, in batches of at most ``tokens_per_batch`` padded tokens.
+
+    Longest first, so that a batch too large for the memory fails at once and not at the end.
+
+    >>> by_length([3, 9, 4], tokens_per_batch=9)
+    [(1,), (2, 0)]
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return list(
+        split_by_budget([(row,) for row in order], lengths, tokens_per_batch, rows_per_batch=len(lengths))
+    )
+
+
+def split_by_budget(
+    units: Sequence[Sequence[int]], lengths: Sequence[int], tokens_per_batch: int, rows_per_batch: int
+) -> Iterator[MicroBatch]:
+    """Neighbouring units together as long as rows × longest stays within the budget."""
+    batch: list[int] = []
+    longest = 0
+    for unit in units:
+        longest_with = max(longest, *(lengths[row] for row in unit))
+        rows = len(batch) + len(unit)
+        if batch and (rows * longest_with > tokens_per_batch or rows > rows_per_batch):
+            yield tuple(batch)
+            batch, longest_with = [], max(lengths[row] for row in unit)
+        batch += unit
+        longest = longest_with
+    if batch:
+        yield tuple(batch)

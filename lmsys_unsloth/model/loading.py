@@ -1,0 +1,263 @@
+"""Loading, adapting and saving language models: the only module that imports unsloth."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import io
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import nn
+
+from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.model import memory, smollm2
+from lmsys_unsloth.model.decoder import Decoder, FastDecoder, OrdinaryDecoder, compute_dtype
+from lmsys_unsloth.model.layers import Kernels
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+_TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "chat_template*", "config.json"]
+_WEIGHT_FILES = [*_TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json", "generation_config.json"]
+
+
+def import_unsloth() -> Any:
+    """Import unsloth, which must come before transformers, trl and peft; takes 7 to 30 s the first time.
+
+    unsloth writes Python code that it then imports; it gets a private folder for that, so that nobody
+    else can place code there and two runs never share it.
+    """
+    if "unsloth" not in sys.modules:
+        folder = tempfile.mkdtemp(prefix="unsloth-compiled-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["UNSLOTH_COMPILE_LOCATION"] = folder
+        log.info("importing unsloth")
+        for noisy in ("bitsandbytes", "datasets"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+    with _quiet():
+        import unsloth
+        from transformers.utils import logging as transformers_logging
+    transformers_logging.disable_progress_bar()
+    return unsloth
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Send what a library prints to the debug log: a run's output is its own."""
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(captured):
+            yield
+    finally:
+        for line in filter(None, map(str.strip, captured.getvalue().splitlines())):
+            log.debug("%s", line)
+
+
+def local_folder(config: ModelConfig, *, weights: bool) -> Path:
+    """The folder that holds the model's tokenizer and, when asked for, its weights.
+
+    Raises:
+        UserError: the hub is out of reach and nothing is cached, or the named folder lacks files.
+    """
+    if config.path is not None:
+        folder = Path(config.path)
+    elif config.package is not None:
+        folder = smollm2.prepare()
+    else:
+        folder = _download(config, _WEIGHT_FILES if weights else _TOKENIZER_FILES)
+    if weights and not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder}: holds no *.safetensors file; other weight formats can carry code and are not read.\n"
+            "  Convert the model with save_pretrained (transformers writes safetensors)."
+        )
+    return folder
+
+
+def require_available(config: ModelConfig) -> None:
+    """Check that the model's files can be had, before slow imports.
+
+    Raises:
+        UserError: as :func:`local_folder`.
+    """
+    if config.path is None and config.package is not None:
+        smollm2.require_package()
+    else:
+        local_folder(config, weights=False)
+
+
+def _download(config: ModelConfig, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    repo = cast(str, config.repo)
+    try:
+        return Path(snapshot_download(repo, revision=config.revision, allow_patterns=patterns))
+    except RepositoryNotFoundError as error:
+        reason = "the hub does not know it, or it is gated and no token is set"
+        cause: Exception = error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason, cause = "the hub can't be reached and nothing is cached", error
+    raise UserError(
+        f"model={config.name} needs {repo}: {reason}.\n"
+        "  Either download it where there is a network (`hf download "
+        f"{repo}`; for gated models first `hf auth login`) and share that machine's cache (HF_HOME),\n"
+        "  or name a local copy in Hugging Face format: model.path=DIR."
+    ) from cause
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer, unchanged."""
+    import_unsloth()
+    from transformers import AutoTokenizer
+
+    folder = local_folder(config, weights=False)
+    return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+
+
+def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Module:
+    """The base model through unsloth, in 4-bit NF4 unless the configuration says otherwise.
+
+    Args:
+        train: how it will be trained; None for scoring only.
+    """
+    unsloth = import_unsloth()
+    folder = local_folder(config, weights=True)
+    log.info("loading %s (%s)", config.name, "4-bit" if config.load_in_4bit else config.dtype)
+    on_cpu = not torch.cuda.is_available()
+    options: dict[str, Any] = {}
+    if config.architecture == "gemma2" and on_cpu:
+        options["attn_implementation"] = "eager"  # SDPA can't cap attention logits
+    with _quiet():
+        model, _ = unsloth.FastLanguageModel.from_pretrained(
+            str(folder),
+            max_seq_length=config.max_seq_length,
+            dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
+            load_in_4bit=config.load_in_4bit,
+            use_gradient_checkpointing=_unsloth_checkpointing(train),
+            trust_remote_code=False,
+            **options,
+        )
+    if config.load_in_4bit and make_resident(model, config.resident):
+        log.info("4-bit weights dequantised once, to %s", compute_dtype(model))
+    return cast(nn.Module, model)
+
+
+RESIDENT_SHARE = 0.25
+"""Of the free memory, what dequantised weights may take besides: the rest is for activations."""
+
+
+def make_resident(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -> int:
+    """Replace 4-bit layers by plain ones with the same values, dequantised once, and return their number.
+
+    QLoRA trains against exactly these values and computes them again at every pass: at 1,000 tokens a
+    micro-batch that is a quarter of a step of Llama 3 8B.
+    """
+    import bitsandbytes as bnb
+
+    kind: Any = bnb.nn.modules.Linear4bit
+    quantised: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, kind)}
+    weights = sum(module.in_features * module.out_features for module in quantised.values())
+    dtype = compute_dtype(model)
+    extra = weights * (dtype.itemsize - 0.56)  # NF4 with its block scales has 4.5 bits a weight
+    if resident == "4bit" or (resident == "auto" and extra > RESIDENT_SHARE * memory.free_bytes()):
+        return 0
+    for name, module in quantised.items():
+        values = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+        plain = nn.Linear(1, 1, bias=False)
+        plain.in_features, plain.out_features = module.in_features, module.out_features
+        plain.weight = nn.Parameter(values.to(dtype), requires_grad=False)
+        plain.bias = module.bias
+        model.set_submodule(name, plain)
+    return len(quantised)
+
+
+def _unsloth_checkpointing(train: TrainConfig | None) -> str | bool:
+    """The fast decoder checkpoints by itself; on the ordinary path unsloth does."""
+    return "unsloth" if train is not None and not train.fast and train.checkpoint == "all" else False
+
+
+def decoder(model: nn.Module, *, fast: bool) -> Decoder:
+    """What runs the model: packed rows on unsloth's kernels where there is a GPU, or its own forward."""
+    if not fast:
+        return OrdinaryDecoder(model)
+    if not torch.cuda.is_available():
+        return FastDecoder(model)
+    import_unsloth()
+    from unsloth.kernels import fast_rms_layernorm
+
+    return FastDecoder(model, Kernels(fast_rms_layernorm))
+
+
+def add_adapters(model: nn.Module, config: LoraConfig, train: TrainConfig, *, seed: int) -> PeftModel:
+    """Put fresh LoRA adapters on the model; only they are trained."""
+    unsloth = import_unsloth()
+    depth = cast(Any, model).config.num_hidden_layers
+    if config.first_layer >= depth:
+        raise UserError(
+            f"lora.first_layer = {config.first_layer}: the model has {depth} layers, "
+            "so nothing would be trained.\n"
+            f"  Choose 0 to {depth - 1}."
+        )
+    with _quiet():
+        adapted = unsloth.FastLanguageModel.get_peft_model(
+            model,
+            r=config.r,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=list(config.target_modules),
+            layers_to_transform=list(range(config.first_layer, depth)) if config.first_layer else None,
+            use_rslora=config.use_rslora,
+            bias="none",
+            use_gradient_checkpointing=_unsloth_checkpointing(train),
+            random_state=seed,
+        )
+    return cast("PeftModel", adapted)
+
+
+def load_adapters(model: nn.Module, folder: Path) -> PeftModel:
+    """Put trained adapters on the base model they were trained on.
+
+    Raises:
+        UserError: the folder holds no adapters in safetensors format.
+    """
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"{folder}: holds no adapter_model.safetensors, so the run has not finished training.\n"
+            f"  Go on with it: python train.py resume={folder.parent}"
+        )
+    adapted = PeftModel.from_pretrained(model, folder, is_trainable=False)
+    return cast("PeftModel", adapted.eval())
+
+
+def remove_adapters(model: PeftModel) -> nn.Module:
+    """The base model without its adapters, ready for others; the adapters are lost."""
+    return cast(nn.Module, model.unload())
+
+
+def save_adapters(model: PeftModel, folder: Path, config: ModelConfig) -> None:
+    """Write the adapters as PEFT does, whole or not at all, naming the base model and no local path."""
+    model.peft_config["default"].base_model_name_or_path = config.repo or config.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        # Embeddings are never trained; "auto" would ask the hub whether they changed.
+        model.save_pretrained(work, safe_serialization=True, save_embedding_layers=False)
+        work.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

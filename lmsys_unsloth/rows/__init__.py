@@ -1,1 +1,0 @@
-"""Files → comparisons in folds: reading, checking, grouping."""

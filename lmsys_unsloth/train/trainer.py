@@ -1,0 +1,266 @@
+"""trl's SFTTrainer with one optimiser step as its unit of work and the loss on the answer slot alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from lmsys_unsloth.model import memory
+from lmsys_unsloth.model.loading import import_unsloth
+
+import_unsloth()  # it patches trl and transformers, so it must come first
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.config.schema import TrainConfig
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.progress import progress
+from lmsys_unsloth.model.answer_head import answer_loss
+from lmsys_unsloth.model.batch import Batch, collate, target
+from lmsys_unsloth.model.decoder import Decoder, FastDecoder, compute_dtype
+from lmsys_unsloth.prompting.answer_tokens import AnswerIds
+from lmsys_unsloth.prompting.encoding import EncodedRow
+from lmsys_unsloth.train.metric_logger import MetricLogger
+from lmsys_unsloth.train.steps import Step
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+class StepDataset(torch.utils.data.Dataset[list[Batch]]):
+    """Item ``i`` is optimiser step ``i``: its micro-batches."""
+
+    def __init__(self, steps: Sequence[Step], rows: Sequence[EncodedRow]) -> None:
+        self.steps, self.rows = steps, rows
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> list[Batch]:
+        return [labelled_batch([self.rows[row] for row in rows]) for rows in self.steps[index]]
+
+
+def labelled_batch(rows: Sequence[EncodedRow]) -> Batch:
+    """Rows with what they are trained towards."""
+    return collate(
+        [row.input_ids for row in rows],
+        [target(row.comparison.label, row.comparison.soft_label) for row in rows],
+    )
+
+
+class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer whose unit of work is one optimiser step made of token-budgeted micro-batches.
+
+    The gradient is that of the mean over the rows of the step, however they are split.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: PreTrainedTokenizerBase,
+        steps: StepDataset,
+        answer_ids: AnswerIds,
+        config: TrainConfig,
+        run: Run,
+        seed: int,
+        metric_logger: MetricLogger,
+    ) -> None:
+        model = cast("PeftModel", decoder.model)
+        self.decoder, self.steps, self.answer_ids, self.loss_kind = decoder, steps, answer_ids, config.loss
+        self.memory = memory.Releaser()
+        self.tokens_limit: int | None = None
+        """Of a micro-batch, once the memory has proved too small for the planned ones."""
+        adapters = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(
+            model=model,
+            args=_arguments(model, config, len(steps), run.checkpoints, seed),
+            train_dataset=placeholder(),
+            processing_class=tokenizer,
+            callbacks=[_Reporter(len(steps), run, metric_logger)],
+        )
+        self.remove_callback(PrinterCallback)
+        # trl turns adapters of a 4-bit model to bfloat16, whose 8 bits of precision swallow small
+        # updates of AdamW; give them back the precision they were made with.
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(adapters[name])
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, list[Batch]], *_: Any, **__: Any) -> Tensor:
+        model.train()
+        planned = inputs["micro_batches"]
+        total = None
+        while total is None:
+            batches = [part for batch in planned for part in self._within_limit(batch)]
+            try:
+                total = self._gradients(batches)
+            except RuntimeError as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+            if total is None:  # outside the handler: the error holds on to the activations that did not fit
+                model.zero_grad()
+                self._make_room(batches)
+        if not getattr(self, "_gradients_checked", False) and not self._scales_gradients():
+            check_gradients(model, total.item())
+            self._gradients_checked = True
+        return total
+
+    def _gradients(self, batches: Sequence[Batch]) -> Tensor:
+        """Adds the gradient of the mean loss over all rows of ``batches``; returns that loss."""
+        rows, device = sum(map(len, batches)), self.args.device
+        total = torch.zeros((), device=device)
+        for batch in batches:
+            loss = answer_loss(self.decoder, batch.to(device), self.answer_ids, self.loss_kind) / rows
+            self.accelerator.backward(loss)
+            total += loss.detach()
+            self.memory.release()
+        return total
+
+    def _within_limit(self, batch: Batch) -> list[Batch]:
+        return [batch] if self.tokens_limit is None else batch.split(self.tokens_limit)
+
+    def _make_room(self, batches: Sequence[Batch]) -> None:
+        """Smaller micro-batches from here on; when they are single rows already, checkpointed layers.
+
+        Raises:
+            UserError: nothing more can be given up.
+        """
+        largest = max(batch.padded_tokens for batch in batches)
+        if any(len(batch) > 1 for batch in batches):
+            several = [batch.padded_tokens for batch in batches if len(batch) > 1]
+            self.tokens_limit = max(several) // 2
+            log.warning(
+                "out of memory with %d tokens in a micro-batch: going on with at most %d, same step",
+                largest, self.tokens_limit,
+            )  # fmt: skip
+        elif isinstance(self.decoder, FastDecoder) and not self.decoder.all_checkpointed:
+            self.decoder.checkpointed = len(self.decoder.layers)
+            log.warning(
+                "out of memory with a single row: all layers are checkpointed from here on, same step"
+            )
+        else:
+            raise UserError(
+                f"out of memory with a single row of {largest} tokens and nothing left to give up.\n"
+                "  Lower prompt.max_tokens, use model.resident=4bit, or a GPU with more memory."
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _scales_gradients(self) -> bool:
+        """float16: the first steps' gradients may overflow by design, until the scale has settled."""
+        return bool(self.args.fp16)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # transformers' estimate knows neither the answer slot nor micro-batches
+
+
+def _only(items: list[list[Batch]]) -> dict[str, list[Batch]]:
+    (micro_batches,) = items
+    return {"micro_batches": micro_batches}
+
+
+def check_gradients(model: nn.Module, loss: float) -> None:
+    """Stop a run that can't learn: LoRA gradients must be finite and not all zero.
+
+    LoRA's A gets no gradient in the first step because B starts at zero; B must get one.
+
+    Raises:
+        UserError: with what was found and what to try.
+    """
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    missing = [name for name, gradient in gradients.items() if gradient is None]
+    infinite = [name for name, g in gradients.items() if g is not None and not g.isfinite().all()]
+    moved = sum(bool(g.any()) for name, g in gradients.items() if g is not None and "lora_B" in name)
+    if infinite or loss != loss:
+        raise UserError(
+            f"first training step: loss {loss}, gradients not finite in {len(infinite)} of {len(gradients)} "
+            f"adapter tensors ({', '.join(infinite[:3])} …).\n"
+            "  float16 overflows in Gemma 2: use model.dtype=bfloat16, or float32 on a CPU."
+        )
+    if not moved:
+        raise UserError(
+            f"first training step: loss {loss:.4f}, but every LoRA gradient is zero "
+            f"({len(missing)} of {len(gradients)} tensors have none), so nothing would be learned.\n"
+            "  The loss does not reach the adapters: check lora.target_modules and lora.first_layer, and "
+            "that unsloth, trl and transformers have the pinned versions (env.json names them)."
+        )
+
+
+def placeholder() -> Dataset:
+    """For trl to look at: the rows come from :class:`StepDataset`. On CUDA unsloth wants a label in it."""
+    return Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
+
+
+def _arguments(model: nn.Module, config: TrainConfig, steps: int, checkpoints: Path, seed: int) -> SFTConfig:
+    on_gpu = torch.cuda.is_available()
+    dtype = compute_dtype(model)
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=round(config.warmup_ratio * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm or 0.0,  # 0 switches clipping off
+        optim=config.optimizer if on_gpu else "adamw_torch_fused",  # 8-bit states need a GPU
+        bf16=on_gpu and dtype == torch.bfloat16,
+        fp16=on_gpu and dtype == torch.float16,
+        use_cpu=not on_gpu,
+        gradient_checkpointing=False,  # the decoder, or unsloth, does it
+        logging_steps=config.log_every,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=2,  # the newest may be cut off by a kill
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+class _Reporter(TrainerCallback):  # type: ignore[misc]
+    """Progress bar, train.log, tracker, and the mark of a whole checkpoint."""
+
+    def __init__(self, steps: int, run: Run, metric_logger: MetricLogger) -> None:
+        self.steps, self.run, self.metric_logger = steps, run, metric_logger
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar = progress("training", self.steps, "step")
+        self.bar.__enter__()
+        self.bar.advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        self.bar.note(f"loss {logs['loss']:.3f}")
+        log.debug("step %d: %s", state.global_step, json.dumps(logs))
+        wanted = ("loss", "learning_rate", "grad_norm")
+        self.metric_logger.log({f"train/{k}": logs[k] for k in wanted if k in logs}, step=state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.run.mark_complete(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.__exit__(None, None, None)

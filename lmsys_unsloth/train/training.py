@@ -1,0 +1,190 @@
+"""Next-token fine-tuning of one fold: plan the steps, train or resume, save the adapters."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmsys_unsloth.config.parsing import Config
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.config.schema import TrainConfig
+from lmsys_unsloth.core.files import write_json
+from lmsys_unsloth.model import loading, memory
+from lmsys_unsloth.model.decoder import Decoder, FastDecoder
+from lmsys_unsloth.model.parity import agreeing_decoder
+from lmsys_unsloth.prompting.answer_tokens import AnswerIds
+from lmsys_unsloth.prompting.encoding import EncodedRow
+from lmsys_unsloth.prompting.prepared import Prepared
+from lmsys_unsloth.train.metric_logger import MetricLogger
+from lmsys_unsloth.train.steps import (
+    MAX_MERGED_TOKENS,
+    PLANNED_TOKENS,
+    Step,
+    group_indices,
+    merge_micro_batches,
+    padding_share,
+    plan_steps,
+)
+from lmsys_unsloth.train.trainer import AnswerTrainer, StepDataset
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+ACTIVATION_SHARE = 0.8
+"""Fraction of free memory that activations may use; gradients, LM head and fragmentation need the rest."""
+
+
+def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: MetricLogger) -> PeftModel:
+    """Train adapters on the configured base model and save them in the run.
+
+    A run that already holds adapters (it was interrupted while scoring) is not trained again.
+
+    Args:
+        config: the run's configuration.
+        run: gets ``checkpoints/``, ``adapter/`` and ``training.json``.
+        prepared: training rows and their encoder.
+        metric_logger: receives loss, learning rate and speed.
+
+    Returns:
+        The base model with trained adapters.
+    """
+    base = loading.load_model(config.model, config.train)
+    if run.adapter.is_dir():
+        return loading.load_adapters(base, run.adapter)
+    model = loading.add_adapters(base, config.lora, config.train, seed=config.seed)
+    train(
+        model, prepared.encoder.tokenizer, prepared.train, group_indices(prepared.unit_sizes), config.train,
+        answer_ids=prepared.encoder.answer_ids, run=run, seed=config.seed, metric_logger=metric_logger,
+    )  # fmt: skip
+    loading.save_adapters(model, run.adapter, config.model)
+    return model
+
+
+def train(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[EncodedRow],
+    units: Sequence[Sequence[int]],
+    config: TrainConfig,
+    *,
+    answer_ids: AnswerIds,
+    run: Run,
+    seed: int,
+    metric_logger: MetricLogger,
+) -> None:
+    """Train the adapters of ``model`` in place, resuming from the newest complete checkpoint if there is one.
+
+    Args:
+        model: base model with adapters.
+        tokenizer: saved beside the checkpoints by trl.
+        rows: labelled rows.
+        units: indices into ``rows``; the rows of one unit share an optimiser step.
+        config: optimisation settings.
+        answer_ids: token ids of the three answers.
+        run: gets ``checkpoints/`` and, at the end, ``training.json``.
+        seed: of the order of the rows.
+        metric_logger: receives loss, learning rate and speed.
+
+    Raises:
+        UserError: the first step's LoRA gradients are all zero or not finite, or a single row does not fit
+            into memory.
+    """
+    lengths = [len(row.input_ids) for row in rows]
+    steps = _plan(units, lengths, config, seed)
+    decoder = agreeing_decoder(model, rows, fast=config.fast, training=True)
+    packed = isinstance(decoder, FastDecoder)
+    padding = 0.0 if packed else padding_share([batch for step in steps for batch in step], lengths)
+    if (
+        isinstance(decoder, FastDecoder)
+        and config.tokens_per_micro_batch == "auto"
+        and torch.cuda.is_available()
+    ):
+        steps = _merge_as_memory_allows(steps, decoder, lengths)
+    checkpointing = _set_checkpoints(decoder, config, steps, lengths)
+    log.info(
+        "training on %d rows: %d steps of up to %d rows, %s, %s",
+        len(rows), len(steps), config.rows_per_step,
+        "no padding" if packed else f"{padding:.1%} padding", checkpointing,
+    )  # fmt: skip
+    resumed_at = run.newest_checkpoint()
+    trainer = AnswerTrainer(
+        decoder, tokenizer, StepDataset(steps, rows), answer_ids, config, run, seed, metric_logger
+    )
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=None if resumed_at is None else str(run.checkpoint(resumed_at)))
+    summary = {
+        "steps": len(steps),
+        "resumed_at_step": resumed_at or 0,
+        **_speed(steps[resumed_at or 0 :], lengths, time.perf_counter() - started),
+        "padding_share": padding,
+        "fast": packed,
+        "peak_memory_gb": memory.peak_gb(),
+    }
+    metric_logger.summarize({f"train/{key}": value for key, value in summary.items()})
+    write_json(run.training, {**summary, "learning_curve": _learning_curve(trainer)})
+
+
+def _plan(
+    units: Sequence[Sequence[int]], lengths: Sequence[int], config: TrainConfig, seed: int
+) -> list[Step]:
+    """All optimiser steps. Free memory plays no part, so that any machine can resume the run."""
+    limit = config.tokens_per_micro_batch
+    steps = plan_steps(
+        units,
+        lengths,
+        epochs=config.epochs,
+        rows_per_step=config.rows_per_step,
+        tokens_per_step=config.tokens_per_step,
+        tokens_per_micro_batch=PLANNED_TOKENS if limit == "auto" else limit,
+        seed=seed,
+    )
+    return steps[: config.max_steps]
+
+
+def _merge_as_memory_allows(
+    steps: Sequence[Step], decoder: FastDecoder, lengths: Sequence[int]
+) -> list[Step]:
+    """The same steps in as few micro-batches as fit with all activations kept."""
+    fit = decoder.tokens_kept(max(lengths), ACTIVATION_SHARE * memory.free_bytes())
+    return [merge_micro_batches(step, lengths, min(fit, MAX_MERGED_TOKENS)) for step in steps]
+
+
+def _speed(done: Sequence[Step], lengths: Sequence[int], seconds: float) -> dict[str, float]:
+    rows = [row for step in done for micro_batch in step for row in micro_batch]
+    return {
+        "seconds": seconds,
+        "rows_per_second": len(rows) / seconds,
+        "tokens_per_second": sum(lengths[row] for row in rows) / seconds,
+    }
+
+
+def _set_checkpoints(
+    decoder: Decoder, config: TrainConfig, steps: Sequence[Step], lengths: Sequence[int]
+) -> str:
+    """Choose the layers whose activations are recomputed; returns the choice in words."""
+    if not isinstance(decoder, FastDecoder):
+        return "unsloth's checkpointing" if config.checkpoint == "all" else "all activations kept"
+    trained = len(decoder.layers) - decoder.first_trained
+    if config.checkpoint == "all":
+        decoder.checkpointed = trained
+    elif config.checkpoint == "auto":
+        micro_batches = [[lengths[row] for row in rows] for step in steps for rows in step]
+        largest = max(micro_batches, key=sum)
+        decoder.checkpointed = decoder.checkpoints_needed(
+            sum(largest), max(largest), ACTIVATION_SHARE * memory.free_bytes()
+        )
+    if not decoder.checkpointed:
+        return "all activations kept"
+    return f"{decoder.checkpointed} of {trained} layers checkpointed"
+
+
+def _learning_curve(trainer: AnswerTrainer) -> list[dict[str, float]]:
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [{key: float(entry[key]) for key in ("step", "loss", "learning_rate")} for entry in logged]

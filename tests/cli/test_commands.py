@@ -1,0 +1,220 @@
+"""train.py and eval.py as a user types them, with a tiny model so that each takes seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import save_tiny_llama
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["data.rows=60", "data.folds=3", "train.max_steps=3", "train.rows_per_step=4"]
+V2 = [*SMALL, "prompt=v2"]
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+def run(*arguments: str, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """``python train.py …`` in a folder of its own, with nobody logged in to wandb."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    environment |= {
+        "HF_HUB_OFFLINE": "1",
+        "NETRC": str(cwd / "none"),
+        "WANDB_CONFIG_DIR": str(cwd / "wandb_config"),
+    }
+    done = subprocess.run(
+        [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    cwd = tmp_path_factory.mktemp("work")
+    arguments = [*V2, f"model.path={tiny_folder}", "logger=wandb", "hydra.run.dir=RUN", "data.swap=both"]
+    done = run("train.py", *arguments, cwd=cwd)
+    assert "run directory: RUN" in done.stdout
+    return cwd / "RUN"
+
+
+def test_a_run_directory_holds_what_the_readme_says(trained: Path, tiny_folder: Path) -> None:
+    names = {str(file.relative_to(trained)) for file in trained.rglob("*") if file.is_file()}
+    assert {
+        ".hydra/config.yaml", "config.yaml", "env.json", "data.json", "folds.csv", "samples.json",
+        "train.log", "training.json", "adapter/adapter_model.safetensors", "adapter/adapter_config.json",
+        "adapter/README.md", "predictions.parquet", "metrics.json", "report.html",
+    } <= names  # fmt: skip
+    assert (trained / "checkpoints" / "checkpoint-3" / "complete.json").is_file()
+    assert list((trained / "plots").iterdir())
+    predictions = pd.read_parquet(trained / "predictions.parquet")
+    assert list(predictions.columns[:6]) == ["id", "fold", "p_a", "p_b", "p_tie", "label"]
+    assert set(predictions.dtypes[["p_a", "p_b", "p_tie"]].astype(str)) == {"float32"}
+    np.testing.assert_allclose(predictions[["p_a", "p_b", "p_tie"]].sum(axis=1), 1, atol=1e-6)
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert {"log_loss", "log_loss_ci", "accuracy", "n", "baselines"} <= metrics.keys() and metrics[
+        "n"
+    ] == len(predictions)
+    samples = json.loads((trained / "samples.json").read_text())
+    assert len(samples) == 8 and samples[0].keys() == {"id", "text", "input_ids", "answer_ids"}
+    assert [sample["id"] for sample in samples] == predictions["id"][:8].tolist()
+    assert samples[0]["answer_ids"] == [[330], [389], [47832]] and samples[0]["text"].endswith(
+        "### Best response:"
+    )
+    assert json.loads((trained / "env.json").read_text())["command"].startswith(
+        "python train.py data.rows=60"
+    )
+    assert not (trained.parent / "unsloth_compiled_cache").exists()
+
+
+def test_wandb_goes_offline_without_a_question(trained: Path) -> None:
+    (offline,) = (trained / "wandb").glob("offline-run-*")
+    assert offline.name.endswith((trained / "wandb_id").read_text())
+
+
+def test_scoring_again_gives_the_same_probabilities(trained: Path) -> None:
+    run("eval.py", "run=RUN", "hydra.run.dir=AGAIN", cwd=trained.parent)
+    columns = ["id", "p_a", "p_b", "p_tie"]
+    first, second = (
+        pd.read_parquet(trained.parent / name / "predictions.parquet")[columns] for name in ("RUN", "AGAIN")
+    )
+    assert first["id"].tolist() == second["id"].tolist()
+    np.testing.assert_allclose(first.iloc[:, 1:], second.iloc[:, 1:], atol=1e-6)
+
+
+def test_swap_averaging_is_symmetric_and_reported(trained: Path) -> None:
+    run("eval.py", "run=RUN", "eval.swap=average", "hydra.run.dir=SWAP", cwd=trained.parent)
+    once, twice = (pd.read_parquet(trained.parent / name / "predictions.parquet") for name in ("RUN", "SWAP"))
+    forward = twice[["p_forward_a", "p_forward_b", "p_forward_tie"]].to_numpy()
+    back = twice[["p_swap_a", "p_swap_b", "p_swap_tie"]].to_numpy()
+    np.testing.assert_allclose(forward, once[["p_a", "p_b", "p_tie"]], atol=1e-6)
+    np.testing.assert_allclose(twice[["p_a", "p_b", "p_tie"]], (forward + back) / 2, atol=1e-6)
+    assert "swap" in json.loads((trained.parent / "SWAP" / "metrics.json").read_text())
+    run("eval.py", "run=RUN", "eval.swap=uncertain", "hydra.run.dir=SOME", cwd=trained.parent)
+    some = pd.read_parquet(trained.parent / "SOME" / "predictions.parquet")
+    assert some["p_swap_a"].notna().sum() == round(0.25 * len(some))
+    speed = json.loads((trained.parent / "SOME" / "metrics.json").read_text())["scoring"]
+    assert 0 < speed["swap_seconds"] < speed["seconds"] and speed["swap_seconds_saved"] >= 0
+
+
+def test_unlabelled_rows_give_a_submission(trained: Path) -> None:
+    texts = {"prompt": '["Hi"]', "response_a": '["Hello"]', "response_b": '["Yo"]'}
+    frame = pd.DataFrame([{"id": str(i), **texts} for i in (9, 3, 7)])
+    frame.to_csv(trained.parent / "test.csv", index=False)
+    run("eval.py", "run=RUN", "data.path=test.csv", "hydra.run.dir=TEST", cwd=trained.parent)
+    submission = pd.read_csv(trained.parent / "TEST" / "submission.csv")
+    assert list(submission.columns) == ["id", "winner_model_a", "winner_model_b", "winner_tie"]
+    assert submission["id"].tolist() == [9, 3, 7]
+    np.testing.assert_allclose(submission.iloc[:, 1:].sum(axis=1), 1, atol=1e-6)
+    report = (trained.parent / "TEST" / "report.html").read_text()
+    assert "no labelled rows: predictions only" in report and "least certain" in report
+    assert json.loads((trained.parent / "TEST" / "metrics.json").read_text())["n_unlabelled"] == len(
+        submission
+    )
+
+
+def test_an_untrained_model_can_be_scored(trained: Path, tiny_folder: Path) -> None:
+    done = run(
+        "eval.py", *SMALL[:2], f"model.path={tiny_folder}", "fold=1", "hydra.run.dir=ZERO", cwd=trained.parent
+    )
+    assert "log loss" in done.stdout
+    assert set(pd.read_parquet(trained.parent / "ZERO" / "predictions.parquet")["fold"]) == {1}
+
+
+@pytest.mark.slow
+def test_a_sweep_keeps_its_jobs_apart_and_its_folds_merge(tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = [*SMALL, f"model.path={tiny_folder}", "logger=wandb", "hydra.sweep.dir=SWEEP"]
+    run("train.py", "-m", "prompt=v1,v2", "fold=0,1,2", *arguments, cwd=tmp_path)
+    jobs = sorted((tmp_path / "SWEEP").glob("[0-9]-*"))
+    assert [job.name for job in jobs] == [
+        f"{3 * p + fold}-smollm2-{prompt}-fold{fold}"
+        for p, prompt in enumerate(("v1", "v2"))
+        for fold in range(3)
+    ]
+    ids = {(job / "wandb_id").read_text() for job in jobs}
+    assert len(ids) == 6 and all(len(list((job / "wandb").glob("offline-run-*"))) == 1 for job in jobs)
+    assert {json.loads((job / "env.json").read_text())["command"] for job in jobs}
+    answers = [json.loads((job / "samples.json").read_text())[0]["answer_ids"] for job in jobs]
+    assert answers[0] == [[49], [50], [36521]] and answers[-1] == [[330], [389], [47832]]
+
+    folds = ",".join(str(job) for job in jobs[3:])
+    done = run("eval.py", f"runs=[{folds}]", "hydra.run.dir=CV", cwd=tmp_path)
+    assert "log loss" in done.stdout
+    merged = pd.read_parquet(tmp_path / "CV" / "predictions.parquet")
+    assert len(merged) == merged["id"].nunique() == 60
+    missing = run("eval.py", f"runs=[{jobs[3]},{jobs[4]}]", cwd=tmp_path, status=2)
+    assert "rows are missing from these runs" in missing.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_resume(tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = [
+        *SMALL[:2],
+        "train.rows_per_step=1",
+        "train.epochs=40",
+        "train.save_every=5",
+        "train.learning_rate=1e-5",
+        "hydra.run.dir=RUN",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments, f"model.path={tiny_folder}"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("RUN/checkpoints/*/complete.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors[-2000:]
+    assert "go on with: python train.py resume=RUN" in errors and "Traceback" not in errors
+    refused = run("train.py", "resume=RUN", "train.epochs=2", cwd=tmp_path, status=2)
+    assert "train.epochs=2 would change it" in refused.stderr
+    # a shorter training, so that the test ends soon
+    config = (tmp_path / "RUN" / "config.yaml").read_text()
+    (tmp_path / "RUN" / "config.yaml").write_text(config.replace("max_steps: null", "max_steps: 60"))
+    run("train.py", "resume=RUN", cwd=tmp_path)
+    assert json.loads((tmp_path / "RUN" / "training.json").read_text())["resumed_at_step"] >= 5
+    assert (tmp_path / "RUN" / "metrics.json").is_file()
+    assert "epochs=40" in (tmp_path / "RUN" / ".hydra" / "overrides.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train.py", "lora.r=abc", "lora.x=1"], "2 problems in the configuration"),
+        (["train.py", "fold=9"], "the folds are 0 to 4"),
+        (["train.py", "data=lmsys"], "data=lmsys needs data.path=FILE"),
+        (["train.py", "resume=nowhere"], "no such run directory"),
+        (["eval.py", "run=nowhere"], "no such run directory"),
+        (["eval.py", "run=."], "not a run directory, it has no config.yaml"),
+    ],
+)
+def test_mistakes_are_answered_at_once(arguments: list[str], message: str, tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = run(*arguments, cwd=tmp_path, status=2)
+    assert message in done.stderr
+    assert time.monotonic() - started < 3 * (
+        1 + os.getloadavg()[0]
+    )  # 3 s on a machine with nothing else to do
+
+
+def test_an_unreachable_hub_names_both_remedies(tmp_path: Path) -> None:
+    done = run(
+        "train.py", "model=llama3", "data.rows=60", f"hydra.run.dir={tmp_path}/RUN", cwd=tmp_path, status=2
+    )
+    assert "unsloth/llama-3-8b-Instruct-bnb-4bit" in done.stderr
+    assert "hf download" in done.stderr and "model.path=DIR" in done.stderr

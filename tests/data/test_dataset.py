@@ -1,0 +1,231 @@
+"""From configuration to the rows of one fold, and the account of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from random import Random
+from string import ascii_lowercase
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from factories import CONF
+from factories import data_config as config
+from preferences import record, write_csv
+from pydantic import ValidationError
+
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.config.schema import DebugConfig
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.data import dataset, duplicates, row_cache
+from lmsys_unsloth.data.arena import simulate
+
+
+def _file(folder: Path, name: str = "rows.csv", count: int = 60, **changes: Any) -> str:
+    """Rows of which each two share a prompt."""
+    records = [
+        record(
+            f"{name[0]}{n}",
+            prompt=["".join(Random(f"{name} {n // 2}").choices(ascii_lowercase, k=20))],
+            response_a=[f"{n} this is the answer of the first bot"],
+            winner_model_a=int(n % 3 == 0),
+            winner_model_b=int(n % 3 == 1),
+            winner_tie=int(n % 3 == 2),
+            **changes,
+        )
+        for n in range(count)
+    ]
+    return str(write_csv(folder / name, records))
+
+
+def test_a_fold_of_the_simulated_arena(tmp_path: Path) -> None:
+    folds = [dataset.load_fold(config(rows=200), fold, Run(tmp_path / str(fold))) for fold in range(5)]
+    rows = simulate(200, 0, "short")
+    order = {row.id: n for n, row in enumerate(rows)}
+    for fold in folds:
+        assert len(fold.train) + len(fold.validation) == 200
+        for part in (fold.train, fold.validation):
+            places = [order[row.id] for row in part]
+            assert places == sorted(places) and [rows[place] for place in places] == part
+        assert fold.groups.shape == (len(fold.validation),)
+        assert fold.description["leak"]["prompts"] == {"exact": 0, "near": 0, "share_near": 0.0}
+    assert sorted(order[row.id] for fold in folds for row in fold.validation) == list(range(200))
+
+
+def test_the_description_is_what_the_run_keeps(tmp_path: Path) -> None:
+    fold = dataset.load_fold(config(path=_file(tmp_path)), 2, Run(tmp_path / "run"))
+    saved = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert saved == json.loads(json.dumps(fold.description))
+    assert saved["source"]["rows"] == 60 and saved["source"]["labels"] == {"a": 20, "b": 20, "tie": 20}
+    assert saved["folds"]["groups"] == 30 and saved["folds"]["largest_group"] == 2
+    assert sum(saved["folds"]["sizes"]) == 60
+    with (tmp_path / "run" / "folds.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["id"] for line in lines] == [f"r{n}" for n in range(60)]
+    assert [line["id"] for line in lines if line["fold"] == "2"] == [row.id for row in fold.validation]
+    assert not (tmp_path / "run" / "bad_rows.csv").exists()
+
+
+def test_the_fold_must_exist() -> None:
+    with pytest.raises(UserError, match=r"fold = 9: data\.folds = 5, so the folds are 0 to 4"):
+        dataset.load_fold(config(), 9)
+
+
+def test_bad_rows_stop_or_are_skipped_and_listed(tmp_path: Path) -> None:
+    good = [record(str(n), prompt=[f"{n} question {n * 7}" * 3]) for n in range(20)]
+    bad = [record("x", prompt="no list"), record("y", winner_tie=1), record("0")]
+    path = str(write_csv(tmp_path / "rows.csv", [*good[:10], *bad, *good[10:]]))
+    with pytest.raises(UserError) as caught:
+        dataset.load_fold(config(path=path), 0, Run(tmp_path))
+    for part in (
+        "3 of 23 rows",
+        "1 × not a JSON list",
+        "1 × two winners",
+        "row 13, id 0",
+        "data.bad_rows=skip",
+    ):
+        assert part in str(caught.value)
+    fold = dataset.load_fold(config(path=path, bad_rows="skip"), 0, Run(tmp_path))
+    assert len(fold.train) + len(fold.validation) == 20
+    assert fold.description["bad_rows"] == {
+        "policy": "skip",
+        "rows": 3,
+        "by_reason": {"not a JSON list": 1, "two winners": 1, "id used twice": 1},
+    }
+    with (tmp_path / "bad_rows.csv").open(newline="") as file:
+        assert [(line["row"], line["id"]) for line in csv.DictReader(file)] == [
+            ("11", "x"),
+            ("12", "y"),
+            ("13", "0"),
+        ]
+
+
+def test_nothing_left_after_skipping(tmp_path: Path) -> None:
+    path = str(write_csv(tmp_path / "rows.csv", [record("1", prompt="no list")]))
+    with pytest.raises(UserError, match="No row is left"):
+        dataset.load_rows(config(path=path, bad_rows="skip"))
+
+
+def test_unlabelled_rows_can_be_predicted_but_not_trained_on(tmp_path: Path) -> None:
+    cells = {name: cell for name, cell in record().items() if not name.startswith("winner_")}
+    path = str(write_csv(tmp_path / "test.csv", [cells | {"id": str(n)} for n in (3, 1, 2)]))
+    assert [(row.id, row.label) for row in dataset.load_rows(config(path=path))] == [
+        ("3", None),
+        ("1", None),
+        ("2", None),
+    ]
+    with pytest.raises(UserError, match="3 of 3 rows have no label"):
+        dataset.load_fold(config(path=path), 0)
+
+
+def test_extra_rows_join_training_only_and_leave_the_folds_alone(tmp_path: Path) -> None:
+    path, extra = _file(tmp_path), _file(tmp_path, "more.csv", 20)
+    plain = dataset.load_fold(config(path=path), 1)
+    fold = dataset.load_fold(config(path=path, extra=[extra, path]), 1)
+    assert fold.validation == plain.validation
+    assert fold.train[: len(plain.train)] == plain.train
+    assert [row.id for row in fold.train[len(plain.train) :]] == [f"m{n}" for n in range(20)]
+    own, repeated = fold.description["extra"]
+    assert (own["used"], own["in_validation"]) == (20, 0)
+    assert (repeated["used"], repeated["in_validation"]) == (0, len(fold.validation))
+    assert repeated["already_in_training"] == len(plain.train)
+    assert fold.description["leak"]["prompts"]["near"] == 0
+
+
+def test_a_group_larger_than_a_fold_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = [record(str(n), prompt=["the same" if n < 12 else f"{n * 77_777} other"]) for n in range(30)]
+    dataset.load_fold(config(path=str(write_csv(tmp_path / "rows.csv", records))), 0)
+    assert "12 of 30 rows have similar prompts" in caplog.text
+
+
+def test_saved_folds_are_used_again(tmp_path: Path) -> None:
+    path = _file(tmp_path)
+    first = dataset.load_fold(config(path=path), 3, Run(tmp_path / "run"))
+    again = dataset.load_fold(
+        config(path=path, fold_seed=7, fold_file=str(tmp_path / "run" / "folds.csv")), 3
+    )
+    assert again.validation == first.validation
+    assert again.description["folds"]["fingerprint"] == first.description["folds"]["fingerprint"]
+    assert dataset.load_fold(config(path=path, fold_seed=7), 3).validation != first.validation
+
+
+def test_saved_folds_that_leak_are_flagged(tmp_path: Path) -> None:
+    path = _file(tmp_path)
+    leaking = tmp_path / "folds.csv"
+    leaking.write_text("id,fold\n" + "".join(f"r{n},{n % 5}\n" for n in range(60)))
+    fold = dataset.load_fold(config(path=path, fold_file=str(leaking)), 0)
+    assert fold.description["leak"]["verdict"].startswith("LEAK: 12 of 12 validation rows (100%)")
+
+
+def test_an_empty_fold(tmp_path: Path) -> None:
+    path, folds = _file(tmp_path, count=10), tmp_path / "folds.csv"
+    folds.write_text("id,fold\n" + "".join(f"r{n},{n % 2}\n" for n in range(10)))
+    with pytest.raises(UserError, match="fold = 4: no row is in this fold"):
+        dataset.load_fold(config(path=path, fold_file=str(folds)), 4)
+    folds.write_text("id,fold\n" + "".join(f"r{n},4\n" for n in range(10)))
+    with pytest.raises(UserError, match="none is left to train on"):
+        dataset.load_fold(config(path=path, fold_file=str(folds)), 4)
+
+
+@pytest.mark.parametrize("name", ["lmsys_train_100", "pandalm_human_993", "tulu_human_eval"])
+def test_real_rows(shared: Path, name: str) -> None:
+    fold = dataset.load_fold(config(path=str(shared / "data" / f"{name}.csv")), 0)
+    assert fold.description["leak"]["verdict"] == "no prompt is in both training and validation"
+    shares = [np.bincount([row.label for row in part]) / len(part) for part in (fold.train, fold.validation)]  # type: ignore[arg-type]
+    assert np.abs(shares[0] - shares[1]).max() < 0.1
+
+
+def test_the_cache_gives_the_same_and_never_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMSYS_UNSLOTH_CACHE", str(tmp_path / "cache"))
+    path = _file(tmp_path, votes_a=1, votes_b=1, votes_tie=2, note="kept")
+    uncached = dataset.load_fold(config(path=path), 0)
+    monkeypatch.setattr(dataset, "LEAST_ROWS", 0)
+    monkeypatch.setattr(row_cache, "LEAST_BYTES", 0)
+    first = dataset.load_fold(config(path=path), 0)
+    with monkeypatch.context() as without:
+        without.setattr(duplicates, "find_similar", None)
+        without.setattr(row_cache.sources, "read_source", None)
+        cached = dataset.load_fold(config(path=path), 0)
+        other_fold = dataset.load_fold(config(path=path), 1)
+    for fold in (first, cached):
+        assert (fold.train, fold.validation) == (uncached.train, uncached.validation)
+        assert fold.description == uncached.description
+        assert np.array_equal(fold.groups, uncached.groups)
+    assert cached.train[0].extra == {"note": "kept"}
+    assert other_fold.validation != cached.validation
+    assert dataset.load_fold(config(path=path, soft_labels=False), 0).train[0].soft_label is None
+    content = Path(path).read_text()
+    Path(path).write_text(content.replace("0 this is the answer", "0 that is the answer", 1))
+    changed = dataset.load_fold(config(path=path), 0)
+    assert changed.description["fingerprint"] != first.description["fingerprint"]
+    answers = [row.responses_a[0] for row in (*changed.train, *changed.validation)]
+    assert "0 that is the answer of the first bot" in answers
+
+
+def test_a_part_of_a_fold_for_trying_out() -> None:
+    fold = dataset.load_fold(config(rows=100), 0)
+    settings = {"name": None, "preview": False, "evaluate_on_train": False}
+    debug = DebugConfig(train_rows=10, validation_rows=5, **settings)  # type: ignore[arg-type]
+    part = dataset.limited(fold, debug, seed=0)
+    assert (len(part.train), len(part.validation), len(part.groups)) == (10, 5, 5)
+    assert all(row in fold.validation for row in part.validation)
+
+
+def test_settings() -> None:
+    shipped = yaml.safe_load((CONF / "data" / "lmsys.yaml").read_text())
+    assert shipped.keys() == {"defaults", "name"}
+    with pytest.raises(ValidationError, match=r"data=lmsys needs data\.path=FILE"):
+        config(name="lmsys")
+    assert config(name="lmsys", path="x.csv").path == "x.csv"
+    for wrong in (
+        {"folds": 1},
+        {"near_duplicate": 0.0},
+        {"swap": "always"},
+        {"rows": "many"},
+        {"extra": "x.csv"},
+    ):
+        with pytest.raises(ValidationError):
+            config(**wrong)

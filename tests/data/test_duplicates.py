@@ -1,0 +1,123 @@
+"""Equal and nearly equal texts share a group; others do not."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+from datasketch import MinHash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmsys_unsloth.data import duplicates
+from lmsys_unsloth.data.duplicates import find_similar, normalised
+
+LONG = "Explain to me in plain words how a sailing boat can move against the wind, and what a keel is for."
+
+
+def _shingle_set(text: str) -> set[str]:
+    return {text[i : i + duplicates.SHINGLE] for i in range(len(text) - duplicates.SHINGLE + 1)}
+
+
+def _jaccard(first: str, second: str) -> float:
+    a, b = _shingle_set(normalised(first)), _shingle_set(normalised(second))
+    return len(a & b) / len(a | b)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Hi  there", "hi there "),
+        ("ＡＢＣ１", "abc1"),
+        ("Straße", "STRASSE"),
+        ("a\r\nb", "a b"),
+        ("ﬁ", "FI"),
+        ("", " \n"),
+    ],
+)
+def test_differences_that_do_not_count(first: str, second: str) -> None:
+    assert normalised(first) == normalised(second)
+
+
+def test_equal_and_near_groups() -> None:
+    texts = [
+        LONG,
+        "Something else entirely.",
+        LONG.upper(),
+        LONG.replace("words", "word"),
+        "",
+        "Hi",
+        "hi",
+        "Ho",
+    ]
+    similar = find_similar(texts, 0.8)
+    assert similar.exact.tolist() == [0, 1, 0, 2, 3, 4, 4, 5]
+    assert similar.near.tolist() == [0, 1, 0, 0, 3, 4, 4, 5]
+
+
+def test_a_chain_joins_what_is_not_similar_itself() -> None:
+    steps = [LONG + "".join(f" {n}{n}" for n in range(i)) for i in range(0, 40, 4)]
+    assert _jaccard(steps[0], steps[-1]) < 0.6 < 0.8 < _jaccard(steps[0], steps[1])
+    assert len(set(find_similar(steps, 0.8).near.tolist())) == 1
+
+
+def test_threshold_one_groups_equal_texts_only() -> None:
+    similar = find_similar([LONG, LONG + "!", LONG], 1.0)
+    assert similar.near.tolist() == similar.exact.tolist() == [0, 1, 0]
+
+
+def test_every_script() -> None:
+    japanese = "帆船がどうして風上に向かって進むことができるのか、分かりやすく説明してください。"
+    arabic = "اشرح لي بكلمات بسيطة كيف يمكن للمركب الشراعي أن يتحرك عكس اتجاه الريح وما فائدة العارضة"
+    texts = [japanese, japanese + "！", arabic, arabic + " ؟", LONG]
+    assert find_similar(texts, 0.8).near.tolist() == [0, 0, 2, 2, 4]
+
+
+def _changed(rng: random.Random, words: list[str], share: float) -> str:
+    return " ".join("".join(rng.choices("abcdefgh", k=6)) if rng.random() < share else word for word in words)
+
+
+def test_pairs_above_the_threshold_are_found_and_others_are_not() -> None:
+    rng = random.Random(0)
+    pairs = []
+    for _ in range(200):
+        words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randrange(3, 9))) for _ in range(60)]
+        pairs.append((" ".join(words), _changed(rng, words, rng.choice((0.02, 0.3)))))
+    near = find_similar([text for pair in pairs for text in pair], 0.8).near.reshape(-1, 2)
+    joined = near[:, 0] == near[:, 1]
+    similarity = np.array([_jaccard(*pair) for pair in pairs])
+    assert joined[similarity > 0.9].all()
+    assert not joined[similarity < 0.65].any()
+    assert len(np.unique(near)) == 400 - joined.sum(), "unrelated texts stay apart"
+
+
+def test_the_sketch_is_that_of_the_library() -> None:
+    shingles = duplicates._shingles(LONG * 200)
+    library = MinHash(duplicates.PERMUTATIONS, scheme=duplicates.SCHEME)
+    factors, offsets = (p[:, None] for p in library.permutations)
+    sketch = duplicates._sketch(shingles, factors, offsets)
+    for start in range(0, len(shingles), 997):  # any chunks give the same least values
+        part = factors * shingles[start : start + 997] + offsets
+        assert (sketch <= part.min(axis=1)).all()
+    assert np.isin(sketch, factors * shingles + offsets).all()
+    assert sketch.dtype == library.hashvalues.dtype
+
+
+@settings(max_examples=25)
+@given(st.lists(st.text(max_size=30), max_size=8))
+def test_any_texts_are_partitioned(texts: list[str]) -> None:
+    similar = find_similar(texts, 0.8)
+    for partition in (similar.exact, similar.near):
+        assert partition.shape == (len(texts),)
+    for i, j in itertools.combinations(range(len(texts)), 2):
+        same = normalised(texts[i]) == normalised(texts[j])
+        assert (similar.exact[i] == similar.exact[j]) == same
+        if same:
+            assert similar.near[i] == similar.near[j]
+
+
+def test_a_megabyte_in_little_memory() -> None:
+    text = "".join(random.Random(0).choices("abcdefghij ", k=1_000_000))
+    assert find_similar([text, text[:-5] + "zzzzz", "short"], 0.8).near.tolist() == [0, 0, 2]

@@ -1,0 +1,229 @@
+"""Numbers against scikit-learn, against arithmetic done by hand, and against a known truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from factories import REPOSITORY
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
+
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.data.arena import simulate
+from lmsys_unsloth.evaluate import calibration, metrics
+from lmsys_unsloth.evaluate.predictions import Predictions, with_swap
+
+
+def random_case(n: int, seed: int = 0, sharpness: float = 1.0):
+    """True probabilities, and labels drawn from them."""
+    random = np.random.default_rng(seed)
+    truth = random.dirichlet([sharpness] * 3, n)
+    labels = (random.random((n, 1)) > truth.cumsum(axis=1)).sum(axis=1).clip(0, 2)
+    return truth, labels
+
+
+def test_hand_computed_values():
+    p = np.array([[0.5, 0.25, 0.25], [0.2, 0.6, 0.2], [0.1, 0.8, 0.1]])
+    got = metrics.compute_metrics(p, np.array([0, 1, 2]), train_prior=[0.5, 0.25, 0.25])
+    assert got["log_loss"] == pytest.approx(-(math.log(0.5) + math.log(0.6) + math.log(0.1)) / 3, abs=1e-12)
+    assert got["accuracy"] == pytest.approx(2 / 3)
+    assert got["brier"] == pytest.approx((0.375 + 0.24 + (0.01 + 0.64 + 0.81)) / 3)
+    assert got["baselines"]["uniform"] == pytest.approx(math.log(3))
+    assert got["baselines"]["class_prior"] == pytest.approx((math.log(2) + 2 * math.log(4)) / 3)
+    assert got["class_counts"] == {"a": 1, "b": 1, "tie": 1}
+    assert got["predicted_counts"] == {"a": 1, "b": 2, "tie": 0}
+    assert got["n"] == 3
+    assert got["leaderboard_estimate"] == pytest.approx(0.890 * got["log_loss"] + 0.125)
+
+
+def test_equal_to_scikit_learn():
+    labels = random_case(500, seed=1)[1]
+    p = np.random.default_rng(2).dirichlet([2, 2, 2], 500)
+    got = metrics.compute_metrics(p, labels)
+    assert got["log_loss"] == pytest.approx(log_loss(labels, p, labels=[0, 1, 2]), abs=1e-12)
+    assert got["accuracy"] == accuracy_score(labels, p.argmax(1))
+    assert got["brier"] == pytest.approx(brier_score_loss(labels, p, labels=[0, 1, 2], scale_by_half=False))
+
+
+def test_float32_probabilities_are_scored_as_given_and_zero_is_clipped_at_float_precision():
+    p = np.array([[1.0, 0.0, 0.0], [1e-10, 1 - 1e-10, 0.0]], dtype=np.float32)
+    losses = calibration.log_losses(metrics.checked_probabilities(p), np.array([1, 0]))
+    assert losses[0] == pytest.approx(-math.log(np.finfo(np.float64).eps))
+    assert losses[1] == pytest.approx(-math.log(1e-10), abs=1e-6)
+
+
+def test_result_is_json_and_deterministic():
+    truth, labels = random_case(200)
+    groups = [f"g{i % 50}" for i in range(200)]
+    first = metrics.compute_metrics(
+        truth, labels, groups=groups, true_probabilities=truth, folds=np.arange(200) % 5
+    )
+    again = metrics.compute_metrics(
+        truth, labels, groups=groups, true_probabilities=truth, folds=np.arange(200) % 5
+    )
+    assert json.dumps(first, allow_nan=False) == json.dumps(again, allow_nan=False)
+    assert [fold["n"] for fold in first["folds"]] == [40] * 5
+    assert first["n_groups"] == 50
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_true_model_scores_its_known_best_within_the_interval(seed):
+    truth, labels = random_case(3000, seed)
+    got = metrics.compute_metrics(truth, labels, true_probabilities=truth, seed=seed)
+    low, high = got["log_loss_ci"]
+    assert low < got["best_possible"] < high
+    assert got["expected_log_loss"] == pytest.approx(got["best_possible"])
+    assert got["temperature"] == pytest.approx(1.0, abs=0.1)
+    assert got["smooth_ece"] < 0.03
+
+
+def test_temperature_undoes_a_known_one_out_of_fold():
+    truth, labels = random_case(4000, 3)
+    sharpened = calibration.apply_temperature(truth, 0.5)
+    got = metrics.compute_metrics(sharpened, labels)
+    assert got["temperature"] == pytest.approx(2.0, rel=0.1)
+    true_loss = calibration.log_losses(truth, labels).mean()
+    assert got["log_loss_after_temperature"] == pytest.approx(true_loss, abs=0.01)
+    assert got["log_loss_after_temperature"] < got["log_loss"] - 0.1
+
+
+def test_temperature_of_a_part_ignores_the_labels_of_that_part():
+    truth, labels = random_case(300, 4)
+    part = np.arange(300) % 3
+    before = calibration.temperature_out_of_fold(truth, labels, part)
+    changed = np.where(part == 0, (labels + 1) % 3, labels)
+    after = calibration.temperature_out_of_fold(truth, changed, part)
+    np.testing.assert_array_equal(before[part == 0], after[part == 0])
+    assert not np.allclose(before[part == 1], after[part == 1])
+
+
+def test_smooth_calibration_error_of_known_cases():
+    constant = np.full(1000, 0.6)
+    outcome = (np.arange(1000) < 300).astype(float)
+    assert calibration.smooth_calibration_error(constant, outcome) == pytest.approx(0.3, abs=1e-3)
+    random = np.random.default_rng(0)
+    honest = random.random(20000)
+    assert calibration.smooth_calibration_error(honest, (random.random(20000) < honest).astype(float)) < 0.02
+    sure = (random.random(20000) < 0.5).astype(float)
+    assert calibration.smooth_calibration_error(sure, sure) < 1e-3
+    assert calibration.smooth_calibration_error(sure, 1 - sure) > 0.4
+
+
+def test_no_rows_one_row_and_a_missing_class():
+    empty = metrics.compute_metrics(np.empty((0, 3)), np.empty(0, dtype=int), train_prior=[0.4, 0.3, 0.3])
+    assert empty["n"] == 0 and empty["log_loss"] is None and empty["log_loss_ci"] is None
+    json.dumps(empty, allow_nan=False)
+    one = metrics.compute_metrics(np.array([[0.2, 0.3, 0.5]]), np.array([2]))
+    assert one["log_loss"] == pytest.approx(math.log(2)) and one["log_loss_ci"] is None
+    two_classes = metrics.compute_metrics(np.full((20, 3), 1 / 3), np.arange(20) % 2)
+    assert two_classes["class_counts"]["tie"] == 0
+    json.dumps(two_classes, allow_nan=False)
+
+
+def test_class_prior_without_training_rows_is_the_best_constant():
+    labels = np.array([0] * 6 + [1] * 3 + [2] * 3)
+    got = metrics.compute_metrics(np.full((12, 3), 1 / 3), labels)
+    assert got["baselines"]["class_prior"] == pytest.approx(1.5 * math.log(2))
+    assert got["class_prior_source"] == "evaluated rows"
+
+
+def test_errors_say_value_rule_and_remedy():
+    good = np.full((3, 3), 1 / 3)
+    labels = np.array([0, 1, 2])
+    with pytest.raises(UserError, match=r"row 1 are not finite.*bfloat16"):
+        metrics.compute_metrics(np.where(np.arange(3)[:, None] == 1, np.nan, good), labels)
+    with pytest.raises(UserError, match=r"row 0 and 2 others .* sums to 2\..*softmax"):
+        metrics.compute_metrics(good * 2, labels)
+    with pytest.raises(UserError, match="not a distribution"):
+        metrics.compute_metrics(np.array([[1.5, -0.5, 0.0]]), np.array([0]))
+    with pytest.raises(ValueError, match=r"shape \(3, 2\); expected \[n, 3\]"):
+        metrics.compute_metrics(good[:, :2], labels)
+    with pytest.raises(ValueError, match=r"expected \[3\]"):
+        metrics.compute_metrics(good, labels[:2])
+    with pytest.raises(ValueError, match="drop unlabelled rows"):
+        metrics.compute_metrics(good, np.array([0, 1, -1]))
+    with pytest.raises(ValueError, match="2 groups for 3 rows"):
+        metrics.compute_metrics(good, labels, groups=["x", "y"])
+
+
+def test_swap_consistency():
+    forward = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
+    swapped = np.array([[0.4, 0.5, 0.1], [0.2, 0.2, 0.6]])
+    got = metrics.swap_consistency(forward, swapped)
+    assert got == {
+        "n": 2,
+        "mean_shift": pytest.approx(0.1),
+        "flips": 0.5,
+        "first_position_bias": pytest.approx(0.1),
+    }
+
+
+def test_score_leaves_unlabelled_rows_out_and_takes_groups_folds_and_swap_from_the_predictions():
+    truth, labels = random_case(60)
+    labels[:10] = -1
+    groups = [f"g{i % 12}" for i in range(60)]
+    p = Predictions(
+        [str(i) for i in range(60)], np.arange(60) % 2, truth.astype(np.float32), labels, {"group": groups}
+    )
+    got = metrics.score_predictions(
+        with_swap(p, truth[:, [1, 0, 2]]), train_prior=[0.3, 0.3, 0.4], true_probabilities=truth
+    )
+    want = metrics.compute_metrics(truth[10:], labels[10:], groups=groups[10:], train_prior=[0.3, 0.3, 0.4])
+    assert got["log_loss"] == pytest.approx(want["log_loss"], abs=1e-6)
+    assert got["log_loss_ci"] == pytest.approx(want["log_loss_ci"], abs=1e-6)
+    assert (got["n"], got["n_unlabelled"], len(got["folds"])) == (50, 10, 2)
+    assert got["swap"] == {
+        "n": 60,
+        "mean_shift": pytest.approx(0, abs=1e-7),
+        "flips": 0.0,
+        "first_position_bias": pytest.approx(0, abs=1e-7),
+    }
+    assert got["best_possible"] > 0
+
+
+def test_two_runs_are_compared_row_by_row():
+    truth, labels = random_case(800, 7)
+    groups = [f"g{i // 2}" for i in range(800)]
+    ids = [str(i) for i in range(800)]
+    good = Predictions(ids, np.zeros(800, int), truth.astype(np.float32), labels, {"group": groups})
+    flat = Predictions(
+        ids, np.zeros(800, int), np.full((800, 3), 1 / 3, np.float32), labels, {"group": groups}
+    )
+    got = metrics.compare(good, flat.take(np.arange(800)[::-1]))
+    assert got["n"] == 800 and got["log_loss"][1] == pytest.approx(math.log(3), abs=1e-6)
+    assert got["difference"] == pytest.approx(got["log_loss"][0] - got["log_loss"][1])
+    assert got["difference_ci"][1] < 0 and got["first_better"] == 1.0
+    with pytest.raises(UserError, match=r"different rows: ids 0, 1 in one only \(2 rows\)"):
+        metrics.compare(good, flat.take(np.arange(2, 800)))
+    flat = dataclasses.replace(flat, labels=np.where(np.arange(800) == 5, (labels + 1) % 3, labels))
+    with pytest.raises(UserError, match="disagree on the label of id 5"):
+        metrics.compare(good, flat)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_simulated_arenas_true_model_scores_its_known_best_within_the_interval(seed):
+    rows = simulate(3000, seed, "short")
+    truth = np.array([row.true_probabilities for row in rows])
+    got = metrics.compute_metrics(
+        truth,
+        np.array([row.label for row in rows]),
+        groups=["\n".join(row.prompts) for row in rows],
+        true_probabilities=truth,
+    )
+    low, high = got["log_loss_ci"]
+    assert low < got["best_possible"] < high
+    assert got["best_possible"] < got["baselines"]["class_prior"] - 0.1
+
+
+def test_every_number_is_documented():
+    truth, labels = random_case(40)
+    p = with_swap(
+        Predictions(list(map(str, range(40))), np.arange(40) % 2, truth.astype(np.float32), labels), truth
+    )
+    got = metrics.score_predictions(p, true_probabilities=truth, baseline_probabilities=truth)
+    text = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names = {*got, *(f"baselines.{name}" for name in got["baselines"])} - {"baselines"}
+    assert [name for name in names if f"`{name}`" not in text] == []

@@ -1,0 +1,77 @@
+"""unsloth's CUDA kernels in Triton's interpreter, without a GPU: a process that test_kernels.py starts.
+
+    TRITON_INTERPRET=1 UNSLOTH_ALLOW_CPU=1 python tests/model/interpreted.py llama FOLDER
+
+``UNSLOTH_ALLOW_CPU`` is unsloth's own switch for tests: it takes its CUDA branches. Prints as JSON the first
+layer's functions that unsloth replaced, and how far the fast decoder with kernels is from plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+GPU = SimpleNamespace(name="none", total_memory=2**34, major=9, minor=0, multi_processor_count=1)
+
+
+def main(architecture: Any, folder: Path) -> None:
+    from lmsys_unsloth.model import layers, loading, parity
+    from lmsys_unsloth.model.batch import collate
+    from lmsys_unsloth.model.decoder import FastDecoder, causal_lm
+
+    unsloth = loading.import_unsloth()
+    without_gpu(unsloth)
+    from gpu.test_fast_path import LORA, random_model
+    from training_cases import TRAIN
+    from unsloth.kernels import fast_rms_layernorm
+
+    config = random_model(architecture, folder, width=64, load_in_4bit=False)
+    model = loading.add_adapters(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    random = np.random.default_rng(0)
+    batch = collate([random.integers(3, 30_000, n) for n in (30, 1, 17, 60)], np.eye(3)[[0, 1, 2, 0]])
+    kernels = FastDecoder(model, layers.Kernels(fast_rms_layernorm))
+    apart = {}
+    for checkpointed in (0, 2):
+        kernels.checkpointed = checkpointed
+        apart[checkpointed] = parity.distances(kernels, FastDecoder(model), batch, gradients=True)
+    layer: Any = causal_lm(model).model.layers[0]
+    parts = {"apply_qkv": layer.self_attn, "apply_o": layer.self_attn, "forward": layer.mlp}
+    fused = [name for name, module in parts.items() if layers._fused(module, name)]
+    print(json.dumps({"fused": fused, "distances": apart}))
+
+
+@triton.jit
+def tanh(x):  # type: ignore[no-untyped-def]
+    return 2 * tl.sigmoid(2 * x) - 1
+
+
+def without_gpu(unsloth: Any) -> None:
+    """Answers to what unsloth asks the device, and a tanh for the interpreter, which has no CUDA library."""
+    import unsloth.kernels.geglu
+    import unsloth.models.gemma
+    import unsloth.models.llama
+
+    torch.cuda.get_device_properties = lambda *_: GPU
+    for module in (unsloth.models.llama, unsloth.models.gemma):
+        module.get_current_device = lambda: "cpu"
+    loader = unsloth.FastLanguageModel
+    loader.from_pretrained = functools.partial(loader.from_pretrained, device_map={"": "cpu"})
+
+    unsloth.kernels.geglu.triton_tanh = tanh
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,248 @@
+"""The fast decoder: exact, and it really leaves out what it says it leaves out."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import ANSWERS, ARCHITECTURES, LONG_ANSWERS, Architecture, random_rows, tiny_model, with_adapters
+
+from lmsys_unsloth.model import attention, layers, memory
+from lmsys_unsloth.model.answer_head import answer_loss
+from lmsys_unsloth.model.attention import PackedRows
+from lmsys_unsloth.model.batch import Batch, collate
+from lmsys_unsloth.model.decoder import Decoder, FastDecoder, OrdinaryDecoder
+
+LABELS = np.eye(3)[[0, 1, 2, 1, 0, 2]]
+
+
+def labelled(longest: int = 40) -> Batch:
+    return collate(random_rows(6, longest=longest), LABELS)
+
+
+def loss_and_gradients(decoder: Decoder, batch: Batch, kind: Any = "answers", answers: Any = ANSWERS) -> Any:
+    decoder.model.zero_grad()
+    loss = answer_loss(decoder, batch, answers, kind)
+    loss.backward()
+    gradients = {n: p.grad for n, p in decoder.model.named_parameters() if p.requires_grad}
+    return loss.detach(), {name: gradient.clone() for name, gradient in gradients.items()}
+
+
+def assert_same(one: Any, other: Any, relative: float = 2e-5) -> None:
+    """Losses, and each tensor's gradient: the difference's length against the gradient's."""
+    torch.testing.assert_close(one[0], other[0], rtol=relative, atol=0)
+    assert one[1].keys() == other[1].keys() and one[1]
+    for name, gradient in one[1].items():
+        difference = float((gradient - other[1][name]).norm() / other[1][name].norm())
+        assert difference <= relative, name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("kind", "answers"), [("answers", ANSWERS), ("vocabulary", ANSWERS), ("answers", LONG_ANSWERS)]
+)
+def test_losses_and_lora_gradients_equal_the_ordinary_path(
+    architecture: Architecture, kind: str, answers: Any
+) -> None:
+    model, batch = with_adapters(tiny_model(architecture)), labelled()
+    fast = loss_and_gradients(FastDecoder(model), batch, kind, answers)
+    ordinary = loss_and_gradients(OrdinaryDecoder(model), batch, kind, answers)
+    # Longer answers add up several log-probabilities over the vocabulary, and their rounding.
+    assert_same(fast, ordinary, relative=1e-5 if answers is ANSWERS else 2e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("checkpointed", [0, 3])
+def test_flex_attention_gives_the_same_gradients(
+    architecture: Architecture,
+    checkpointed: int,
+    flex_as_on_cuda: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batch = with_adapters(tiny_model(architecture)), labelled()
+    ordinary = loss_and_gradients(OrdinaryDecoder(model), batch)
+    on_cpu = attention.best
+
+    def as_on_cuda(rows: PackedRows, dtype: torch.dtype, cap: float | None) -> Any:
+        return attention.flex if rows.queries == rows.lengths else on_cpu(rows, dtype, cap)
+
+    monkeypatch.setattr(attention, "best", as_on_cuda)
+    fast = FastDecoder(model)
+    fast.checkpointed = checkpointed
+    assert_same(loss_and_gradients(fast, batch), ordinary)
+    assert len(flex_as_on_cuda) == (1 if architecture == "llama" else 2), "one with a window, one without"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_checkpointed_layers_give_the_same_gradients_and_keep_less(
+    architecture: Architecture, count: int
+) -> None:
+    model, batch = with_adapters(tiny_model(architecture)), labelled()
+    decoder = FastDecoder(model)
+    kept_all, expected = kept(decoder, batch), loss_and_gradients(decoder, batch)
+    decoder.checkpointed = count
+    assert_same(loss_and_gradients(decoder, batch), expected)
+    assert kept(decoder, batch) < kept_all * (1 - 0.2 * min(count, 3))
+
+
+def kept(decoder: Decoder, batch: Batch) -> int:
+    with memory.kept_for_backward(decoder.model) as counted:
+        loss = answer_loss(decoder, batch, ANSWERS, "answers")
+    del loss
+    return counted.bytes
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_frozen_bottom_half_keeps_nothing(architecture: Architecture) -> None:
+    whole = with_adapters(tiny_model(architecture, num_hidden_layers=12))
+    upper = copy.deepcopy(whole)
+    for name, parameter in upper.named_parameters():
+        if any(f".layers.{layer}." in name for layer in range(6)):
+            parameter.requires_grad_(False)
+    batch, decoder = labelled(), FastDecoder(upper)
+    assert decoder.first_trained == 6
+    assert kept(decoder, batch) <= 0.55 * kept(FastDecoder(whole), batch)
+    loss, gradients = loss_and_gradients(decoder, batch)
+    expected_loss, expected = loss_and_gradients(FastDecoder(whole), batch)
+    assert len(gradients) == len(expected) // 2
+    assert_same((loss, gradients), (expected_loss, {name: expected[name] for name in gradients}))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_it_keeps_far_less_than_the_ordinary_path(architecture: Architecture) -> None:
+    model, batch = with_adapters(tiny_model(architecture)), labelled()
+    assert kept(FastDecoder(model), batch) < 0.6 * kept(OrdinaryDecoder(model), batch)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_last_layer_asks_at_the_slot_only(architecture: Architecture) -> None:
+    model, batch = with_adapters(tiny_model(architecture)), labelled()
+    seen: dict[str, int] = {}
+    last = model.get_base_model().model.layers[-1]
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.down_proj"):
+        module = last.get_submodule(name).base_layer
+        module.register_forward_hook(
+            lambda _, inputs, __, name=name: seen.__setitem__(name, inputs[0].shape[1])
+        )
+    answer_loss(FastDecoder(model), batch, ANSWERS, "answers")
+    rows, tokens = len(batch), sum(batch.lengths)
+    assert seen == {
+        "self_attn.q_proj": rows, "self_attn.k_proj": tokens, "self_attn.o_proj": rows, "mlp.down_proj": rows,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_activation_bytes_are_what_one_more_layer_keeps(architecture: Architecture) -> None:
+    batch = collate([np.full(40, 7)] * 6, LABELS)
+    decoders = [FastDecoder(with_adapters(tiny_model(architecture, num_hidden_layers=n))) for n in (4, 8)]
+    shallow, deep = (kept(decoder, batch) for decoder in decoders)
+    assert decoders[0].activation_bytes(40) == (deep - shallow) / 4 / sum(batch.lengths)
+
+
+def test_checkpoints_needed_grow_as_memory_shrinks() -> None:
+    decoder = FastDecoder(with_adapters(tiny_model("llama")))
+    layer = decoder.activation_bytes(40) * 1000
+    assert decoder.checkpoints_needed(1000, 40, 100 * layer) == 0
+    assert decoder.checkpoints_needed(1000, 40, 5.5 * layer) == 1
+    assert decoder.checkpoints_needed(1000, 40, layer) == 4
+    wanted = [decoder.checkpoints_needed(1000, 40, share * layer) for share in (7, 6, 5, 4, 3, 2)]
+    assert wanted == sorted(wanted)
+    fit = decoder.tokens_kept(40, 1e9)
+    assert decoder.checkpoints_needed(fit - 1, 40, 1e9) == 0 < decoder.checkpoints_needed(fit + 1, 40, 1e9)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rotary_table_is_the_model_s_own(architecture: Architecture) -> None:
+    model: Any = tiny_model(architecture)
+    positions = torch.tensor([0, 1, 2, 70, 255])
+    cos, sin = model.model.rotary_emb(torch.zeros(1, dtype=torch.float32), positions[None])
+    ours = layers.rotary_table(model.config, positions, torch.float32)
+    torch.testing.assert_close(ours[0].squeeze(1), cos[0, :, :8], atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours[1].squeeze(1), sin[0, :, :8], atol=1e-6, rtol=0)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", init_lora_weights=False)
+    model, batch = get_peft_model(tiny_model("llama"), settings), labelled()
+    decoder = FastDecoder(model)
+    with torch.no_grad():
+        model.train()
+        assert answer_loss(decoder, batch, ANSWERS, "answers") != answer_loss(
+            decoder, batch, ANSWERS, "answers"
+        )
+        model.eval()
+        assert answer_loss(decoder, batch, ANSWERS, "answers") == answer_loss(
+            decoder, batch, ANSWERS, "answers"
+        )
+
+
+@pytest.mark.parametrize("special", ["dora", "bias", "merged", "disabled"])
+def test_unusual_adapters_are_computed_by_peft(special: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=4, target_modules="all-linear", init_lora_weights=False, use_dora=special == "dora",
+        lora_bias=special == "bias",
+    )  # fmt: skip
+    model, batch = get_peft_model(tiny_model("llama"), settings).eval(), labelled()
+    if special == "merged":
+        model.merge_adapter()
+    if special == "disabled":
+        model.base_model.disable_adapter_layers()
+    with torch.no_grad():
+        fast, ordinary = (
+            answer_loss(decoder(model), batch, ANSWERS, "answers")
+            for decoder in (FastDecoder, OrdinaryDecoder)
+        )
+    torch.testing.assert_close(fast, ordinary, rtol=1e-5, atol=0)
+
+
+def test_another_architecture_is_refused() -> None:
+    model: Any = tiny_model("llama")
+    model.config.model_type = "mistral"
+    with pytest.raises(ValueError, match="llama and gemma2"):
+        FastDecoder(model)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_unsloth_s_functions_are_called_where_it_has_put_them(architecture: Architecture) -> None:
+    """On CUDA; here stand-ins with unsloth's names and calling conventions take their place."""
+    from types import MethodType
+
+    from lmsys_unsloth.model.layers import Kernels, linear
+
+    model, batch, calls = with_adapters(tiny_model(architecture)), labelled(), []
+    expected = loss_and_gradients(FastDecoder(model), batch)
+
+    def fast_rms_layernorm(module: Any, x: torch.Tensor, gemma: bool = False) -> torch.Tensor:
+        assert gemma == (architecture == "gemma2")
+        calls.append("norm")
+        return module(x)
+
+    def apply_lora_qkv(self: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        assert x.dim() == 3
+        calls.append("qkv")
+        return tuple(linear(p, x) for p in (self.q_proj, self.k_proj, self.v_proj))
+
+    def apply_lora_o(self: Any, x: torch.Tensor) -> torch.Tensor:
+        calls.append("o")
+        return linear(self.o_proj, x)
+
+    def apply_lora_mlp_swiglu(self: Any, x: torch.Tensor) -> torch.Tensor:
+        calls.append("mlp")
+        return type(self).forward(self, x)
+
+    for layer in model.get_base_model().model.layers:
+        layer.self_attn.apply_qkv, layer.self_attn.apply_o = apply_lora_qkv, apply_lora_o
+        layer.mlp.forward = MethodType(apply_lora_mlp_swiglu, layer.mlp)
+    found = loss_and_gradients(FastDecoder(model, Kernels(fast_rms_layernorm)), batch)
+    assert_same(found, expected)
+    # The last layer, at the slot only, is left to plain PyTorch.
+    assert [calls.count(name) for name in ("qkv", "o", "mlp")] == [3, 3, 3]
+    assert calls.count("norm") == 4 * (4 if architecture == "gemma2" else 2) + 1

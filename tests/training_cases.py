@@ -1,0 +1,65 @@
+"""Rows that a tiny model learns in a few steps, and the training that the tests run on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from factories import lora_config, model_config, train_config
+
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.config.schema import TrainConfig
+from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.model import loading
+from lmsys_unsloth.prompting.encoding import EncodedRow
+from lmsys_unsloth.report.tracking import NoTracker
+
+ANSWER_IDS = ((330,), (389,), (47832,))
+LORA = lora_config(target_modules=["q_proj", "v_proj", "up_proj"])
+TRAIN = train_config()
+
+
+def rows(count: int = 24) -> list[EncodedRow]:
+    """Rows whose outcome is written in their first token."""
+    random = np.random.default_rng(0)
+    return [
+        EncodedRow(
+            comparison=Comparison(str(i), ("",), ("",), ("",), label=i % 3), text="", n_turns_kept=1,
+            n_characters=1, n_cut=0,
+            input_ids=np.array([100 + i % 3] * 4 + random.integers(1000, 2000, 3 + i % 7).tolist(), np.int32),
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def adapted(folder: Path, *, load_in_4bit: bool = False) -> Any:
+    model = loading.load_model(model_config(folder, load_in_4bit=load_in_4bit))
+    return loading.add_adapters(model, LORA, TRAIN, seed=1)
+
+
+def fit(
+    model: Any, folder: Path, run: Run, train: TrainConfig = TRAIN, data: Sequence[EncodedRow] | None = None
+) -> None:
+    from lmsys_unsloth.train import training
+
+    data = rows() if data is None else data
+    tokenizer = loading.load_tokenizer(model_config(folder))
+    units = [[i] for i in range(len(data))]
+    training.train(
+        model,
+        tokenizer,
+        data,
+        units,
+        train,
+        answer_ids=ANSWER_IDS,
+        run=run,
+        seed=5,
+        metric_logger=NoTracker(),
+    )  # fmt: skip
+
+
+def adapters(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
