@@ -11,24 +11,36 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(PACKAGES)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# One thread for each of two workers: faster on two cores than one process with two threads.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := --numprocesses 2 --dist worksteal
 ARGS ?=
 
 ifeq ($(filter $(PACKAGES),cpu cuda),)
 $(error PACKAGES=$(PACKAGES): must be cpu or cuda)
 endif
 
-.PHONY: help env demo test lint clean
+.PHONY: help env demo test test-fast test-portable test-gpu lint clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(READY) ## build the environment in .venv (PACKAGES=cpu or cuda; found out when not named)
 
 demo: $(READY) ## fine-tune SmolLM2 on the simulated arena and score the held-out fold (ARGS="fold=1 …")
 	$(BIN)/python train.py $(ARGS)
 
-test: $(READY) ## run the tests (ARGS="-k prompts")
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run every test that a CPU can run (ARGS="-k prompts")
+	$(PYTEST) $(PARALLEL) $(ARGS)
+
+test-fast: $(READY) ## run the tests not marked slow: under a minute
+	$(PYTEST) $(PARALLEL) -m "not slow and not gpu" $(ARGS)
+
+test-portable: $(READY) ## run the numeric tests as an older CPU with one thread computes them
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "numeric and not slow and not gpu" $(ARGS)
+
+test-gpu: $(READY) ## run the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(READY) ## check style and types
 	$(BIN)/ruff check .

@@ -1,7 +1,4 @@
-"""Save the project's wandb workspace.
-
-python -m lmsys_unsloth.dashboard [--project NAME] [--entity NAME]
-"""
+"""The command ``python -m lmsys_unsloth.dashboard``, which saves the project's wandb workspace."""
 
 from __future__ import annotations
 

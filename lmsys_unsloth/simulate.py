@@ -1,14 +1,15 @@
 """Write a simulated arena to a CSV file: ``python -m lmsys_unsloth.simulate rows=57477 out=arena.csv``.
 
-Arguments are ``name=value`` in any order: ``rows`` (1000), ``out`` (needed), ``length`` (full; or
-short), ``seed`` (0). The file has the Kaggle schema and ``p_true_a, p_true_b, p_true_tie``; when it
-is read again these come back as the true probabilities.
+Arguments are ``name=value`` in any order: ``rows`` (1000), ``out`` (required), ``length`` (full; or
+short), ``seed`` (0). The file has the Kaggle schema and ``p_true_a, p_true_b, p_true_tie``, which are
+read back as the true probabilities.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,16 +24,23 @@ from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.schemas import MODELS, TEXTS, TRUE_PROBABILITIES, WINNERS
 
 COLUMNS = ("id", *MODELS, *TEXTS, *WINNERS, *TRUE_PROBABILITIES)
+RULES = {
+    "rows": ("1000", "0*[1-9][0-9]*", "must be a whole number, at least 1"),
+    "seed": ("0", "[0-9]+", "must be a whole number, at least 0"),
+    "length": ("full", "short|full", "must be short or full"),
+    "out": ("", r".+\.csv", "must name a .csv file"),
+}
+"""Default of each argument, a pattern for its values, and that pattern in words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """What was asked for."""
+    """Arguments of the command."""
 
     out: Path
-    rows: int = 1000
-    length: Literal["short", "full"] = "full"
-    seed: int = 0
+    rows: int
+    length: Literal["short", "full"]
+    seed: int
 
 
 def parse_arguments(words: Sequence[str]) -> Arguments:
@@ -41,25 +49,17 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
     Raises:
         UserError: an unknown name, a value of the wrong kind, or no ``out``.
     """
-    given = {name: value for name, _, value in (word.partition("=") for word in words)}
-    problems = [f"{name}: no such argument" for name in given if name not in Arguments.__slots__]
-    numbers = {"rows": 1000, "seed": 0}
-    for name, least in (("rows", 1), ("seed", 0)):
-        if name in given:
-            if given[name].isdecimal() and int(given[name]) >= least:
-                numbers[name] = int(given[name])
-            else:
-                problems.append(f"{name}={given[name]}: must be a whole number, at least {least}")
-    length = given.get("length", "full")
-    if length not in ("short", "full"):
-        problems.append(f"length={length}: must be short or full")
-    out = given.get("out", "")
-    if not out.endswith(".csv"):
-        problems.append(f"out={out}: must name a .csv file" if out else "out=FILE.csv is missing")
+    values = {name: default for name, (default, _, _) in RULES.items()}
+    values |= {name: value for name, _, value in (word.partition("=") for word in words)}
+    problems = [f"{name}: no such argument" for name in values if name not in RULES]
+    for name, (_, pattern, rule) in RULES.items():
+        if not re.fullmatch(pattern, values[name]):
+            problems.append(f"{name}={values[name]}: {rule}")
     if problems:
         usage = "python -m lmsys_unsloth.simulate rows=57477 out=arena.csv [length=short|full] [seed=0]"
         raise UserError("\n".join([*problems, f"usage: {usage}"]))
-    return Arguments(Path(out), numbers["rows"], "short" if length == "short" else "full", numbers["seed"])
+    length: Literal["short", "full"] = "short" if values["length"] == "short" else "full"
+    return Arguments(Path(values["out"]), int(values["rows"]), length, int(values["seed"]))
 
 
 def record(row: Comparison) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ def record(row: Comparison) -> tuple[str, ...]:
 
 
 def write(arguments: Arguments) -> None:
-    """Make the rows one by one and write them; the file appears when it is complete."""
+    """Write the rows one by one; the file appears when it is complete."""
     out = arguments.out
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -84,9 +84,7 @@ def write(arguments: Arguments) -> None:
         with progress(f"writing {out.name}", arguments.rows, "row") as bar:
             for number in range(arguments.rows):
                 writer.writerow(record(simulate_row(number, arguments.seed, arguments.length)))
-                if number % 500 == 499:
-                    bar.advance(500)
-            bar.advance(arguments.rows % 500)
+                bar.advance(1)
 
 
 def main(words: Sequence[str]) -> int:

@@ -11,6 +11,18 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests where there is no GPU, whatever ``-m`` says."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with real preference data and tokenizers that lies beside the checkout.
@@ -47,7 +59,7 @@ def flex_as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return aot_eager(graph, inputs)
 
     torch._dynamo.reset()
-    function = attention.compiled(module.flex_attention, backend=keep)
+    function = attention.compile_once(module.flex_attention, backend=keep)
     monkeypatch.setattr(module, "_validate_device", lambda *tensors: None)
     monkeypatch.setattr(attention, "_flex_attention", lambda device: function)
     return traced

@@ -1,4 +1,4 @@
-"""The three real tokenizers and the templates of conf/prompt, loaded once for all tests."""
+"""The tokenizers of Llama 3 and Gemma 2, which the project does not contain, and that of SmolLM2."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from factories import CONF, prompt_config
+from factories import prompt_config
+from small_tokenizers import tokenizer as small_tokenizer
 
-from lmsys_unsloth.model import smollm2
 from lmsys_unsloth.prompting.encoding import RowEncoder
 
-TOKENIZERS = ("llama3", "gemma2", "smollm2")
-TEMPLATES = tuple(sorted(path.stem for path in (CONF / "prompt").glob("v*.yaml")))
+REAL_TOKENIZERS = ("llama3", "gemma2")
+"""Folders of ``shared / "tokenizers"``."""
 
 
 @functools.cache
-def tokenizer(name: str, shared: Path) -> Any:
+def tokenizer(name: str, shared: Path | None) -> Any:
+    """One of :data:`REAL_TOKENIZERS`, or ``smollm2``, which needs no ``shared``."""
+    if name == "smollm2":
+        return small_tokenizer(name)
     from transformers import AutoTokenizer
 
-    return (
-        smollm2.tokenizer()
-        if name == "smollm2"
-        else AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
-    )
+    assert shared is not None
+    return AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
 
 
 @functools.cache
-def encoder(
-    tokenizer_name: str, shared: Path, template_name: str, max_tokens: int | None = None
-) -> RowEncoder:
+def encoder(name: str, shared: Path | None, template: str, max_tokens: int | None = None) -> RowEncoder:
+    """A template of ``conf/prompt`` with the tokenizer of that name."""
     changes = {} if max_tokens is None else {"max_tokens": max_tokens}
-    return RowEncoder(tokenizer(tokenizer_name, shared), prompt_config(template_name, **changes))
+    return RowEncoder(tokenizer(name, shared), prompt_config(template, **changes))

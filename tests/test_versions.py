@@ -1,4 +1,4 @@
-"""One place for versions: requirements/. pyproject.toml and environment.yml must say the same."""
+"""Versions are defined in requirements/; pyproject.toml and environment.yml must list the same ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pins(*names: str) -> dict[str, str]:
-    """``{"trl": "1.15.0", …}`` of requirement files."""
+    """Pinned versions by package in the requirement files: ``{"trl": "1.15.0", …}``."""
     lines = [line for name in names for line in (ROOT / "requirements" / name).read_text().splitlines()]
     return dict(
         match.groups()
@@ -25,7 +25,7 @@ def pinned(requirements: list[str]) -> dict[str, str]:
     return dict(item.split("==", 1) for item in requirements if "==" in item)
 
 
-def test_pyproject_agrees() -> None:
+def test_pyproject_lists_the_pinned_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert pinned(project["dependencies"]) == pins("base.txt")
     assert pinned(project["optional-dependencies"]["dev"]) == pins("dev.txt")
@@ -34,24 +34,24 @@ def test_pyproject_agrees() -> None:
         assert _number(low) <= _number(pins(file)["torch"]) < _number(high)
 
 
-def test_environment_yml_agrees() -> None:
+def test_environment_yml_lists_the_pinned_versions() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
     assert pinned(pip) == pins("cuda.txt", "base.txt")
 
 
-def test_xformers_matches_torch() -> None:
-    """xformers 0.0.35 is built for torch 2.10; the pair moves together."""
+def test_xformers_is_the_release_for_the_pinned_torch() -> None:
+    """xformers 0.0.35 is built for torch 2.10; both are updated together."""
     cuda = pins("cuda.txt")
     assert (cuda["torch"], cuda["xformers"]) == ("2.10.0", "0.0.35")
 
 
-def test_the_two_environments_do_not_pin_a_package_twice() -> None:
+def test_no_package_is_pinned_twice() -> None:
     seen = [name for file in ("base.txt", "dev.txt", "constraints.txt", "no-deps.txt") for name in pins(file)]
     assert len(seen) == len(set(seen))
 
 
-def test_no_addresses_and_no_loose_versions() -> None:
+def test_requirements_hold_exact_versions_and_no_addresses() -> None:
     for file in (ROOT / "requirements").glob("*.txt"):
         for line in file.read_text().splitlines():
             assert "://" not in line and "index-url" not in line, line

@@ -1,7 +1,11 @@
-"""Tiny random models with the real architectures' flags, float32, eager attention."""
+"""Tiny random models (float32, eager attention) with the real architectures' flags; rounding tolerances."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +23,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from lmsys_unsloth.model.answer_head import answer_probabilities
+from lmsys_unsloth.model.batch import collate
+from lmsys_unsloth.model.decoder import FastDecoder
+
 VOCABULARY = 300
 Architecture = Literal["llama", "gemma2"]
 ANSWERS = ((11,), (29,), (173,))
@@ -27,10 +35,36 @@ ARCHITECTURES: tuple[Architecture, ...] = ("llama", "gemma2")
 NO_TARGET = (0.0, 0.0, 0.0)
 
 
+def tolerance(
+    dtype: torch.dtype = torch.float32,
+    *,
+    terms: int = 128,
+    products: int = 4,
+    passes: int = 1,
+    scale: float = 1.0,
+) -> float:
+    """Bound on the difference that rounding makes between two ways to compute the same numbers.
+
+    The rounding errors of a sum of ``n`` terms stay below ``λ √n u`` relative to the size of its terms with
+    probability ``1 - 2 exp(-λ² / 2)``, where ``u`` is half the machine epsilon of the dtype (Higham and Mary
+    2019, doi:10.1137/18M1226312); here ``λ = 4``. Both ways have such errors, hence the whole epsilon, and
+    those of sums that feed into each other add up. The bound holds for any CPU, number of threads and order
+    of summation. What is computed in the same way must be equal, without a tolerance.
+
+    Args:
+        dtype: of the numbers.
+        terms: length of the longest sum; the default is the width of a tiny model's MLP.
+        products: number of sums that feed into each other; the default is a tiny model's number of layers.
+        passes: 2 for gradients, which pass through the model twice.
+        scale: size of the terms of the sums.
+    """
+    return 4 * math.sqrt(terms) * torch.finfo(dtype).eps * products * passes * scale
+
+
 def tiny_model(architecture: Architecture, **changes: Any) -> nn.Module:
     """Llama 3-like (own head, grouped queries, scaled RoPE) or Gemma 2-like (tied, capped, sliding window).
 
-    Weights are larger than at a normal start, so that caps and scales make a visible difference.
+    Weights are larger than usual at initialisation, so that caps and scales make a visible difference.
     """
     torch.manual_seed(0)
     common: dict[str, Any] = dict(
@@ -77,8 +111,35 @@ def tiny_model(architecture: Architecture, **changes: Any) -> nn.Module:
     return model.float().eval()
 
 
+@dataclass
+class Kept:
+    """Bytes that autograd keeps for the backward pass."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def kept_for_backward(model: nn.Module) -> Iterator[Kept]:
+    """Count what forward passes in the block keep: each storage once, and the model's own weights not at all.
+
+    The results must be held until the end of the block, or a freed storage could be counted again.
+    """
+    seen = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept = Kept()
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            kept.bytes += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
 def save_tiny_llama(folder: Path) -> Path:
-    """A tiny random Llama with SmolLM2's vocabulary and tokenizer, as a local model folder."""
+    """Save a tiny random Llama with SmolLM2's vocabulary and tokenizer as a local model folder."""
     from lmsys_unsloth.model import smollm2
 
     smollm2.tokenizer().save_pretrained(folder)
@@ -86,14 +147,14 @@ def save_tiny_llama(folder: Path) -> Path:
 
 
 def save_word_tokenizer(folder: Path, size: int) -> None:
-    """A tokenizer that needs no file: ids are what its words are called, ``w17``."""
+    """Save a tokenizer whose words are named after their ids: ``w17``."""
     backend = Tokenizer(WordLevel({f"w{n}": n for n in range(size)}, unk_token="w2"))
     special = dict(bos_token="w0", eos_token="w1", pad_token="w2")
     PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(folder)
 
 
 def save_random_model(architecture: Architecture, folder: Path, *, width: int, layers: int) -> Path:
-    """A random model with as many words as SmolLM2, as a local model folder without tokenizer."""
+    """Save a random model with SmolLM2's vocabulary size as a local model folder without tokenizer."""
     torch.manual_seed(0)
     settings: dict[str, Any] = dict(
         vocab_size=49152, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
@@ -117,16 +178,23 @@ def random_rows(count: int = 6, *, longest: int = 40, seed: int = 0) -> list[Any
 
 
 def reference(model: Any, ids: np.ndarray) -> torch.Tensor:
-    """The three probabilities by the model's own forward on the row alone, nothing padded."""
+    """The three probabilities by transformers' forward pass on the row alone, without padding."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor(ids)[None]).logits[0, -1].float()
     return logits[[answer[0] for answer in ANSWERS]].softmax(-1)
 
 
-def with_adapters(model: Any) -> Any:
-    """Adapters that do something: B is drawn at random instead of zero."""
+def probabilities(model: Any, rows: list[np.ndarray], decoder: Any = FastDecoder) -> torch.Tensor:
+    """The three probabilities of each row ``[rows, 3]``, all rows in one batch."""
+    with torch.no_grad():
+        return answer_probabilities(decoder(model), collate(rows, [NO_TARGET] * len(rows)), ANSWERS)
+
+
+def with_adapters(model: Any, **changes: Any) -> Any:
+    """Add adapters that change the results: B is drawn at random instead of zero."""
     torch.manual_seed(3)
-    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **changes}
+    adapted = get_peft_model(model, LoraConfig(**settings))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

@@ -1,6 +1,6 @@
-"""What train.py and eval.py share: from the command line to typed configuration and back to messages.
+"""Command line to typed configuration, shared by ``train.py`` and ``eval.py``.
 
-Hydra stops here. Everything behind this module sees :class:`~lmsys_unsloth.config.Config`.
+Hydra is used in this module only; everything else receives a :class:`~lmsys_unsloth.config.parsing.Config`.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
 
 _GROUPS = ("model", "prompt", "lora", "data", "train", "logger", "experiment", "debug")
 _COMMAND_KEYS = ("resume", "run", "runs")
-"""Keys that say what a command works on; all others describe the run itself."""
+"""Keys that name the run directories a command works on; all other keys describe the run itself."""
 _FREE_GROUPS = ("logger", "debug")
-"""Groups that may be exchanged when a trained run is scored: they do not change what its model computes."""
+"""Groups that may be replaced when a trained run is scored; they do not change what its model computes."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A trained run, with its own configuration under the overrides of the command."""
+    """A trained run to score, and its configuration with the overrides of the command applied."""
 
     run: Run
     config: Config
 
 
 def prepare_arguments(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments as Hydra is to see them.
+    """Prepare the arguments of the command line for Hydra.
 
-    A key that the schema does not know is forced in (``++lora.q=1``), so that :func:`parse`
-    reports it together with every other problem instead of Hydra stopping at it alone.
-    ``resume=RUN`` makes RUN the output directory and leaves its ``.hydra`` record alone.
+    A key that the schema does not have is added by force (``++lora.q=1``): Hydra would stop at it, whereas
+    :func:`~lmsys_unsloth.config.parsing.parse_config` reports it together with every other problem.
+    ``resume=RUN`` makes RUN the output directory and leaves its ``.hydra`` record unchanged.
 
     >>> prepare_arguments(["lora.r=8", "lora.q=1", "resume=runs/x"])
     ['lora.r=8', '++lora.q=1', 'resume=runs/x', 'hydra.output_subdir=null']
 
-    (``hydra.run.dir=runs/x`` is added when that is a run.)
+    (``hydra.run.dir=runs/x`` is added when that directory is a run.)
     """
     prepared: list[str] = []
     for argument in arguments:
@@ -59,7 +59,7 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
         prepared.append(f"++{argument}" if plain and not known else argument)
         if key == "resume":
             prepared.append("hydra.output_subdir=null")
-            if Run(Path(value)).config.is_file():  # Hydra would make a missing folder
+            if Run(Path(value)).config.is_file():  # Hydra would create a missing directory
                 prepared.append(f"hydra.run.dir={value}")
     return prepared
 
@@ -143,20 +143,20 @@ def _with_new_keys(stored: dict[str, Any], current: dict[str, Any]) -> dict[str,
 
 
 def _output() -> Run:
-    """The directory Hydra made for this job, by its short path when it is below the working directory."""
+    """Directory that Hydra created for this job, relative to the working directory where possible."""
     path = Path(HydraConfig.get().runtime.output_dir)
     return Run(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _overrides() -> list[str]:
-    """What was typed behind the command, without Hydra's own settings."""
+    """Overrides on the command line, without those of Hydra's own settings."""
     return list(HydraConfig.get().overrides.task)
 
 
 def _plain(composed: Any) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except Exception as error:  # OmegaConf's own errors name the key and the rule
+    except Exception as error:  # OmegaConf's errors name the key and the rule
         raise UserError(f"the configuration can't be resolved: {error}") from None
     return cast(dict[str, Any], plain)
 
@@ -164,7 +164,7 @@ def _plain(composed: Any) -> dict[str, Any]:
 def tracked(
     config: Config, run: Run, job_type: Literal["train", "eval", "cv"]
 ) -> AbstractContextManager[Tracker]:
-    """The tracker of a job, which is told what was typed and which sweep the job belongs to."""
+    """Open the tracker that ``logger`` names, with the command's overrides and its sweep."""
     from lmsys_unsloth.report import tracking
 
     return tracking.start(config, run, job_type=job_type, sweep=_sweep_name(), overrides=_overrides())
@@ -178,5 +178,5 @@ def _sweep_name() -> str | None:
 
 
 def command_line() -> str:
-    """The command that was typed, for reports: ``python train.py fold=1``."""
+    """Command that was run, for reports: ``python train.py fold=1``."""
     return " ".join(["python", Path(sys.argv[0]).name, *_overrides()])

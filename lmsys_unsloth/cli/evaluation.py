@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lmsys_unsloth.cli.arguments import Member
 from lmsys_unsloth.cli.prepare import prepare_scoring
-from lmsys_unsloth.config.parsing import Config, parse_config
+from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
@@ -55,26 +54,35 @@ def evaluate_run(member: Member, output: Run) -> Outcome:
 
 
 def evaluate_runs(members: Sequence[Member], output: Run) -> Outcome:
-    """Several runs as one prediction.
+    """Combine several runs into one prediction.
 
-    Runs over the data set that they were split from are merged: folds into a cross-validation, runs over
-    the same fold into an average. Over any other file all runs predict every row that none of them was
-    trained on, and are averaged.
+    Over the data set that the runs were split from, folds are merged into a cross-validation and runs over
+    the same fold are averaged; stored predictions are used unless ``eval.*`` asks for others. Over any other
+    file, all runs predict every row that none of them was trained on, and are averaged.
+
+    Raises:
+        UserError: the file is the data set of some of the runs only.
     """
     config = members[0].config
     rows = load_rows(config.data, output)
-    own = config.eval.trained_rows == "exclude" and all(is_split_from(m.run, rows) for m in members)
-    if own:
+    if config.eval.trained_rows == "exclude" and _are_split_from(members, rows):
         return _merge_folds(members, rows, output)
     selection = select_for_trained(config, [member.run for member in members], rows, output)
     parts = _predict_all(members, [selection] * len(members), output)
-    return report_results(
-        output,
-        config,
-        averaging.average(parts),
-        selection.rows,
-        {"trained_rows": dataclasses.asdict(selection.overlap)} if selection.overlap else None,
-    )
+    average = averaging.average(parts)
+    return report_results(output, config, average, selection.rows, trained_rows=selection.overlap)
+
+
+def _are_split_from(members: Sequence[Member], rows: Sequence[Comparison]) -> bool:
+    """Whether ``rows`` are the data set of all members; an error if of some only."""
+    owners = [member.run.path for member in members if is_split_from(member.run, rows)]
+    others = [str(member.run.path) for member in members if member.run.path not in owners]
+    if owners and others:
+        raise UserError(
+            f"{', '.join(others)}: trained on other data than {owners[0]}.\n  Name runs that were split from the "
+            "same data, or score all of them on another file: data.path=FILE."
+        )
+    return bool(owners)
 
 
 def _merge_folds(members: Sequence[Member], rows: Sequence[Comparison], output: Run) -> Outcome:
@@ -94,11 +102,16 @@ def _merge_folds(members: Sequence[Member], rows: Sequence[Comparison], output: 
     )
     by_id = {row.id: row for row in rows}
     scored = [by_id[row_id] for row_id in merged.predictions.ids]
-    baseline: dict[str, Any] = {"train_prior": merged.train_prior}
-    if len(np.unique(merged.predictions.folds)) > 1:
-        baseline["baseline_probabilities"] = baselines.cross_validated(scored, merged.predictions.folds)
-    compared = cross_validation.compared(merged, seed=config.seed)
-    return report_results(output, config, merged.predictions, scored, {"runs_compared": compared}, **baseline)
+    folds = merged.predictions.folds
+    return report_results(
+        output,
+        config,
+        merged.predictions,
+        scored,
+        train_prior=merged.train_prior,
+        baseline_probabilities=baselines.cross_validate(scored, folds) if len(np.unique(folds)) > 1 else None,
+        runs_compared=cross_validation.compare_models(merged, seed=config.seed),
+    )
 
 
 def _require_adapters(members: Sequence[Member]) -> None:
@@ -111,23 +124,23 @@ def _require_adapters(members: Sequence[Member]) -> None:
 
 
 def _stored_predictions_hold(member: Member) -> bool:
-    """Whether the run's stored predictions are what its configuration under the overrides would give."""
-    if not member.run.predictions.is_file():
-        return False
-    stored = parse_config(member.run.settings())
+    """Whether scoring the run again under the command's overrides would give its stored predictions."""
 
-    def deciding(config: Config) -> dict[str, Any]:
-        return config.model_dump(include={"model", "prompt", "fold", "debug"}) | config.eval.model_dump(
-            include={"swap", "swap_share"}
-        )
+    def decisive(settings: Mapping[str, Any]) -> list[Any]:
+        evaluation = settings["eval"]
+        sections = [settings[name] for name in ("model", "prompt", "fold", "debug")]
+        return [*sections, evaluation["swap"], evaluation["swap_share"]]
 
-    return deciding(stored) == deciding(member.config)
+    stored = member.run.settings()
+    return member.run.predictions.is_file() and decisive(stored) == decisive(
+        member.config.model_dump(mode="json")
+    )
 
 
 def _predict_all(
     members: Sequence[Member], selections: Sequence[Selection], output: Run
 ) -> list[Predictions]:
-    """Predictions of each member for its selection; base models are loaded and rows encoded once each."""
+    """Predict each member's selection; every base model is loaded once and every selection encoded once."""
     found: dict[int, Predictions] = {}
     prepared: dict[tuple[str, int], Prepared] = {}
     by_model: dict[str, list[int]] = {}
@@ -145,6 +158,7 @@ def _predict_all(
             adapted = loading.load_adapters(base, member.run.adapter)
             found[index], _ = predict_rows(adapted, prepared[key], member.config)
             base = loading.remove_adapters(adapted)
+            del adapted  # it would keep this base model in memory while another is loaded
     return [found[index] for index in range(len(members))]
 
 

@@ -1,11 +1,12 @@
-"""What can be known to go wrong before weights are loaded: one list of checks, one table; red stops a run."""
+"""Checks that run before weights are loaded: each is a line of one table, and an error stops the run."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,22 +16,26 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
+from lmsys_unsloth.config.environment import installed_versions
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.schema import ModelConfig
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.model import attention, loading, memory
+from lmsys_unsloth.model import attention, memory
 from lmsys_unsloth.prompting.encoding import RowEncoder
 from lmsys_unsloth.train.steps import PLANNED_TOKENS
 
-Verdict = Literal["ok", "look", "stop"]
-_COLOURS = {"ok": "green", "look": "yellow", "stop": "red"}
-PINS = Path(__file__).resolve().parents[2] / "requirements"
+Verdict = Literal["ok", "warning", "error"]
+_COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
+
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
+"""Folder of the pinned versions; it exists only where the code runs from a checkout."""
+
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "unsloth_zoo", "xformers")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table."""
+    """Result of one check: a line of the table."""
 
     name: str
     value: str
@@ -38,15 +43,15 @@ class Check:
     remedy: str = ""
 
 
-def checks(config: Config, encoder: RowEncoder, folder: Path) -> list[Check]:
-    """Everything that is checked, in the order of the table.
+def run_checks(config: Config, encoder: RowEncoder, folder: Path) -> list[Check]:
+    """Run all checks, in the order of the table.
 
     Args:
         folder: the model's local folder; its weight files may be missing (a preview downloads none).
     """
     model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    found = [Check(name, value) for name, value in encoder.facts().items()]
-    found += [
+    return [
+        *(Check(name, value) for name, value in encoder.facts().items()),
         _architecture(config.model, model),
         _context(config, model),
         _vocabulary(encoder, model),
@@ -55,185 +60,154 @@ def checks(config: Config, encoder: RowEncoder, folder: Path) -> list[Check]:
         _dtype(config.model),
         _attention(config),
         _memory(config, model),
-        *_versions(),
+        _versions(),
     ]
-    return found
 
 
-def print_checks(found: Sequence[Check]) -> None:
-    """Print the table.
+def print_checks(checks: Sequence[Check]) -> None:
+    """Print the table of results, and the remedies of warnings below it.
 
     Raises:
-        UserError: a check says stop; the message has the remedies of all that do.
+        UserError: a verdict is "error"; the message lists the remedies of all errors.
     """
     table = Table("check", "value", "verdict", box=None, pad_edge=False)
-    for check in found:
+    for check in checks:
         colour = _COLOURS[check.verdict]
         table.add_row(check.name, check.value, f"[{colour}]{check.verdict}[/{colour}]")
     Console().print(table)
-    for check in found:
-        if check.verdict == "look":
+    for check in checks:
+        if check.verdict == "warning":
             Console().print(f"  {check.name}: {check.remedy}", highlight=False, markup=False)
-    stops = [check for check in found if check.verdict == "stop"]
-    if stops:
-        lines = [f"{check.name} = {check.value}: {check.remedy}" for check in stops]
-        raise UserError("\n  ".join(["the run would go wrong:", *lines]))
+    errors = [f"{check.name} = {check.value}: {check.remedy}" for check in checks if check.verdict == "error"]
+    if errors:
+        raise UserError("\n  ".join(["checks before the run failed:", *errors]))
+
+
+def _require(condition: bool, name: str, value: str, remedy: str) -> Check:
+    """A check whose verdict is "ok" under a condition and "error" otherwise."""
+    return Check(name, value) if condition else Check(name, value, "error", remedy)
 
 
 def _architecture(config: ModelConfig, model: dict[str, Any]) -> Check:
     kind = str(model.get("model_type"))
-    if kind == config.architecture:
-        return Check("architecture", kind)
-    return Check(
-        "architecture", kind, "stop",
-        f"model.architecture says {config.architecture}; choose the model that the folder holds",
-    )  # fmt: skip
+    remedy = f"model.architecture says {config.architecture}; choose the model that the folder holds"
+    return _require(kind == config.architecture, "architecture", kind, remedy)
 
 
 def _context(config: Config, model: dict[str, Any]) -> Check:
     limit = int(model.get("max_position_embeddings", 0))
     value = f"{config.prompt.max_tokens:,} of {limit:,} tokens"
-    if config.prompt.max_tokens <= limit:
-        return Check("context", value)
-    return Check(
-        "context", value, "stop", f"the model knows no later positions; set prompt.max_tokens={limit}"
-    )
+    remedy = f"the model can't use later positions; set prompt.max_tokens={limit}"
+    return _require(config.prompt.max_tokens <= limit, "context", value, remedy)
 
 
 def _vocabulary(encoder: RowEncoder, model: dict[str, Any]) -> Check:
     size, largest = int(model["vocab_size"]), max(max(ids) for ids in encoder.answer_ids)
-    if largest < size:
-        return Check("vocabulary", f"{size:,} entries")
-    return Check(
-        "vocabulary", f"{size:,} entries, but answer id {largest:,}", "stop",
-        "tokenizer and weights belong to different models; name a folder in which they belong together",
-    )  # fmt: skip
+    value = f"{size:,} entries" + (f", but answer id {largest:,}" if largest >= size else "")
+    remedy = "tokenizer and weights belong to different models; choose a folder where they match"
+    return _require(largest < size, "vocabulary", value, remedy)
 
 
 def _head(model: dict[str, Any], folder: Path) -> Check:
-    """A head that is neither tied nor stored would be drawn at random, with no more than a warning."""
+    """transformers initialises an LM head that is neither tied nor stored at random, with only a warning."""
     tied = bool(model.get("tie_word_embeddings", model.get("model_type") == "gemma2"))
-    stored = _tensor_names(folder)
-    if not stored:
-        kind = "tied to the embeddings" if tied else "own"
-        return Check("LM head", f"{kind}; weights not here yet")
-    own = any(name.endswith("lm_head.weight") for name in stored)
-    if tied:
-        return Check("LM head", "tied to the embeddings" + (", a copy is stored" if own else ""))
-    if own:
-        return Check("LM head", "own, stored")
-    return Check(
-        "LM head", "own, but not among the weights", "stop",
-        "it would be random; set tie_word_embeddings to true in the model's config.json if it is tied, "
-        "else fetch the weights again",
-    )  # fmt: skip
-
-
-def _tensor_names(folder: Path) -> set[str]:
+    kind = "tied to the embeddings" if tied else "separate"
     names: set[str] = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="np") as tensors:
             names.update(tensors.keys())
-    return names
+    if not names:
+        return Check("LM head", f"{kind}; weights not downloaded yet")
+    stored = any(name.endswith("lm_head.weight") for name in names)
+    if tied:
+        return Check("LM head", f"{kind}, a copy is stored" if stored else kind)
+    remedy = (
+        "it would be initialised at random; if it is tied to the embeddings, set tie_word_embeddings to true "
+        "in the model's config.json, otherwise download the weights again"
+    )
+    return _require(
+        stored, "LM head", f"{kind}, {'stored' if stored else 'but not among the weights'}", remedy
+    )
 
 
 def _caps(config: ModelConfig, model: dict[str, Any]) -> Check:
-    final, attention = model.get("final_logit_softcapping"), model.get("attn_logit_softcapping")
-    value = f"final {final}, attention {attention}"
-    if config.architecture == "gemma2" and (not final or not attention):
-        return Check(
-            "soft caps", value, "stop",
-            "Gemma 2 was trained with 30 and 50; put them back into the model's config.json",
-        )  # fmt: skip
-    return Check("soft caps", value if final or attention else "none")
+    final, scores = model.get("final_logit_softcapping"), model.get("attn_logit_softcapping")
+    value = f"final {final}, attention {scores}" if final or scores else "none"
+    remedy = (
+        "Gemma 2 was trained with final_logit_softcapping 30 and attn_logit_softcapping 50; restore them in "
+        "the model's config.json"
+    )
+    return _require(config.architecture != "gemma2" or bool(final and scores), "soft caps", value, remedy)
 
 
 def _dtype(config: ModelConfig) -> Check:
     if not torch.cuda.is_available():
-        return Check(
-            "dtype", f"{config.dtype} on the CPU" + (", 4-bit weights" if config.load_in_4bit else "")
-        )
+        quantised = ", 4-bit weights" if config.load_in_4bit else ""
+        return Check("dtype", f"{config.dtype} on the CPU{quantised}")
     if torch.cuda.is_bf16_supported():
         return Check("dtype", "bfloat16" if config.dtype == "auto" else config.dtype)
-    if config.architecture == "gemma2" and config.dtype != "float32":
-        return Check(
-            "dtype", "float16 (this GPU has no bfloat16)", "stop",
-            "Gemma 2 overflows in float16: model.dtype=float32",
-        )  # fmt: skip
-    return Check("dtype", "float16 (this GPU has no bfloat16)")
+    works = config.architecture != "gemma2" or config.dtype == "float32"
+    value = "float32" if config.dtype == "float32" else "float16 (this GPU has no bfloat16)"
+    return _require(works, "dtype", value, "Gemma 2 overflows in float16; set model.dtype=float32")
 
 
 def _attention(config: Config) -> Check:
     gemma, on_gpu = config.model.architecture == "gemma2", torch.cuda.is_available()
     if not config.train.fast:
-        own = "unsloth's" if on_gpu else "eager, as SDPA can't cap logits" if gemma else "PyTorch SDPA"
-        return Check("attention", f"{own}, rows padded (train.fast=false)")
-    if not on_gpu or not attention.has_kernels(torch.device("cuda")):
-        return Check("attention", "row by row" + (", capped logits" if gemma else ", PyTorch SDPA"))
+        kind = "unsloth's" if on_gpu else "eager, as SDPA can't cap logits" if gemma else "PyTorch SDPA"
+        return Check("attention", f"{kind}, padded batches (train.fast=false)")
+    float32 = config.model.dtype == "float32"
+    if not on_gpu or float32 or not attention.has_flash_attention(torch.device("cuda")):
+        return Check("attention", "one row at a time, " + ("capped logits" if gemma else "PyTorch SDPA"))
     kernel = "FlexAttention with cap and window" if gemma else "variable-length flash attention"
     return Check("attention", f"packed rows, {kernel}, {torch.cuda.get_device_name()}")
 
 
 def _memory(config: Config, model: dict[str, Any]) -> Check:
-    """Weights, head in float32 for a step, and activations of one micro-batch, against what is free."""
-    width, inner = int(model["hidden_size"]), int(model["intermediate_size"])
-    depth, entries = int(model["num_hidden_layers"]), int(model["vocab_size"])
-    heads = int(model["num_attention_heads"])
-    head_dim = int(model.get("head_dim") or width // heads)
-    q_width, kv_width = head_dim * heads, head_dim * int(model.get("num_key_value_heads", heads))
-    per_layer = 2 * width * (q_width + kv_width) + 3 * width * inner
-    weight_bytes = 0.56 if config.model.load_in_4bit else 2  # NF4 with its block scales; bfloat16
-    heads_stored = 1 if model.get("tie_word_embeddings", config.model.architecture == "gemma2") else 2
-    weights = depth * per_layer * weight_bytes + 2 * entries * width * heads_stored
-    free = memory.free_bytes() / 1e9
-    extra = depth * per_layer * (2 - weight_bytes)  # when 4-bit weights are dequantised once
-    may = config.model.resident == "auto" and extra < loading.RESIDENT_SHARE * (free * 1e9 - weights)
-    if config.model.resident == "bf16" or may:
-        weights += extra
-    # The bfloat16 tensors that the fast decoder keeps of a layer for its backward pass: what enters norms and
-    # matrix products. unsloth's kernels keep the attention's output once and compute the gated product again.
-    norms = 6 if config.model.architecture == "gemma2" else 4
-    fused = int(torch.cuda.is_available())
-    per_token = depth * 2 * (norms * width + (3 - fused) * q_width + 2 * kv_width + (3 - fused) * inner)
+    """Compare weights and activations of one micro-batch with the free memory."""
     chosen = config.train.tokens_per_micro_batch
-    tokens = PLANNED_TOKENS if chosen == "auto" else chosen
-    activations: float = per_token * tokens
-    if config.train.checkpoint == "all":
-        activations = 2 * width * depth * tokens + 2 * per_token / depth * tokens
+    weights, activations = memory.forecast_memory(
+        model, config.model, config.lora, config.train,
+        tokens=PLANNED_TOKENS if chosen == "auto" else chosen, row_length=config.prompt.max_tokens,
+    )  # fmt: skip
+    free = memory.free_bytes() / 1e9
     need = (weights + activations) / 1e9
     parts = f"weights {weights / 1e9:.1f}, activations {activations / 1e9:.1f}"
     value = f"about {need:.1f} GB of {free:.1f} GB free ({parts})"
     if need < free:
         return Check("memory", value)
     return Check(
-        "memory", value, "look",
+        "memory", value, "warning",
         "train.checkpoint=auto saves activations by computing more; a lower train.tokens_per_micro_batch "
         "or model.resident=4bit needs less",
     )  # fmt: skip
 
 
-def _versions() -> Iterator[Check]:
-    """Installed versions against the pins of the checkout this code runs from."""
-    device = "cuda.txt" if torch.cuda.is_available() else "cpu.txt"
-    files = [PINS / name for name in ("base.txt", "no-deps.txt", device)]
-    text = "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
-    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", text, flags=re.MULTILINE))
-    installed = {name: version for name in _PACKAGES if (version := _installed(name))}
-    other = [
-        f"{name} {version} (pinned {pins[name]})"
+def _versions() -> Check:
+    """Compare the installed versions with the pinned ones, as far as these are known."""
+    pins, installed = _pins(), installed_versions(_PACKAGES)
+    different = [
+        f"{name} {version} (pinned: {pins[name]})"
         for name, version in installed.items()
         if name in pins and version.partition("+")[0] != pins[name]
     ]
-    if other:
-        yield Check(
-            "versions", ", ".join(other), "look", "not what was tested together; `make env` installs the pins"
-        )
-    else:
-        yield Check("versions", "as pinned")
+    unpinned = ", ".join(f"{name} {version}" for name, version in installed.items() if name not in pins)
+    if different:
+        remedy = "these versions were not tested together; install the pinned ones (`make env` in a checkout)"
+        return Check("versions", ", ".join(different), "warning", remedy)
+    if not pins.keys() & installed.keys():
+        remedy = "the tested versions are in requirements/ of the repository; compare them with these"
+        return Check("versions", f"pins not known; installed: {unpinned}", "warning", remedy)
+    return Check("versions", "as pinned" + (f"; not pinned: {unpinned}" if unpinned else ""))
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _pins() -> dict[str, str]:
+    """Pinned versions by package, from the checkout's requirements or else from the package's metadata."""
+    device = "cuda.txt" if torch.cuda.is_available() else "cpu.txt"
+    files = [REQUIREMENTS / name for name in ("base.txt", "no-deps.txt", device)]
+    lines = [line for file in files if file.is_file() for line in file.read_text("utf-8").splitlines()]
+    if not lines:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            lines = importlib.metadata.requires("lmsys_unsloth") or []
+    found = (re.match(r"([\w.-]+)==([\w.]+)", line) for line in lines)
+    return {match[1]: match[2] for match in found if match}

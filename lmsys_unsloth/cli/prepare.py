@@ -68,4 +68,4 @@ def prepare_scoring(config: Config, selection: Selection, output: Run) -> Prepar
 
 def _print_checks(config: Config, encoder: RowEncoder, *, weights: bool) -> None:
     folder = loading.local_folder(config.model, weights=weights)
-    preflight.print_checks(preflight.checks(config, encoder, folder))
+    preflight.print_checks(preflight.run_checks(config, encoder, folder))

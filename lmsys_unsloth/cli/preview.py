@@ -1,9 +1,9 @@
-"""What a run is about to see: counts, lengths, cuts, leaks, and one row exactly as the model gets it."""
+"""Preview of the rows that a run will use: counts, lengths, truncation, leaks, and one complete prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -14,11 +14,11 @@ from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.data.dataset import FoldData
 from lmsys_unsloth.prompting.encoding import EncodedRow, RowEncoder
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 SAMPLES = 8
-SHOWN_CHARACTERS = 400
+"""Number of rows in ``samples.json``."""
+
+EXCERPT_CHARACTERS = 400
+"""Number of characters that are printed of each end of a long prompt."""
 
 
 def print_preview(
@@ -30,31 +30,35 @@ def print_preview(
     *,
     whole: bool,
 ) -> None:
-    """Print the table and a sample, and write ``samples.json``.
+    """Print statistics of the rows and a sample prompt, and write ``samples.json``.
 
     Args:
-        whole: print the sample in full; otherwise its beginning and its end.
+        whole: print the sample prompt in full instead of its two ends.
     """
     write_samples(run, encoder, validation)
-    console = Console()
-    console.print(_table(train, validation))
-    console.print(f"leak report: {fold.description['leak']['verdict']}", highlight=False)
-    _left_out(console, fold.description)
+    console = Console(highlight=False)
+    table = Table("", "train", "validation", box=None, pad_edge=False)
+    columns = (_statistics(train), _statistics(validation))
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
+    console.print(table)
+    console.print(f"leak report: {fold.description['leak']['verdict']}", markup=False)
+    _print_rows_left_out(console, fold.description)
     if not validation:
         return
-    text = encoder.preview(validation[0])
-    if not whole and len(text) > 2 * SHOWN_CHARACTERS:
-        left_out = len(text) - 2 * SHOWN_CHARACTERS
-        text = f"{text[:SHOWN_CHARACTERS]}\n   … {left_out:,} characters …\n{text[-SHOWN_CHARACTERS:]}"
-    console.rule(
-        f"row {validation[0].comparison.id} as the model sees it ({len(validation[0].input_ids)} tokens)"
-    )
-    console.print(text, markup=False, highlight=False)
+    row = validation[0]
+    text = encoder.preview(row)
+    left_out = len(text) - 2 * EXCERPT_CHARACTERS
+    if not whole and left_out > 0:
+        start, end = text[:EXCERPT_CHARACTERS], text[-EXCERPT_CHARACTERS:]
+        text = f"{start}\n   … {left_out:,} characters left out …\n{end}"
+    console.rule(f"row {row.comparison.id} as the model sees it ({len(row.input_ids):,} tokens)")
+    console.print(text, markup=False)
     console.rule()
 
 
 def write_samples(run: Run, encoder: RowEncoder, rows: Sequence[EncodedRow]) -> None:
-    """``RUN/samples.json``: the first validation rows as tokenised."""
+    """Write the first validation rows, as tokenised, to ``samples.json``."""
     run.write_samples(
         [
             {
@@ -68,40 +72,34 @@ def write_samples(run: Run, encoder: RowEncoder, rows: Sequence[EncodedRow]) -> 
     )
 
 
-def _table(train: Sequence[EncodedRow], validation: Sequence[EncodedRow]) -> Table:
-    table = Table("", "train", "validation", box=None, pad_edge=False)
-    columns = [_facts(train), _facts(validation)]
-    for name in columns[0]:
-        table.add_row(name, *(column[name] for column in columns))
-    return table
-
-
-def _facts(rows: Sequence[EncodedRow]) -> dict[str, str]:
-    labels = np.bincount(
-        [row.comparison.label for row in rows if row.comparison.label is not None], minlength=len(LABELS)
-    )
+def _statistics(rows: Sequence[EncodedRow]) -> dict[str, str]:
+    known = [row.comparison.label for row in rows if row.comparison.label is not None]
+    labels = np.bincount(known, minlength=len(LABELS)) / max(len(known), 1)
     lengths = np.array([len(row.input_ids) for row in rows] or [0])
+    percentiles = np.percentile(lengths, [5, 50, 95, 100])
     cut = np.array([row.share_cut for row in rows] or [0.0])
+    several_turns = [len(row.comparison.prompts) > 1 for row in rows] or [False]
     return {
         "rows": f"{len(rows):,}",
-        "labels " + " / ".join(LABELS): " / ".join(f"{share:.3f}" for share in labels / max(labels.sum(), 1)),
-        "tokens in all": f"{lengths.sum():,}",
-        "tokens a row, 5% 50% 95% 100%": _percentiles(lengths),
-        "several turns": f"{np.mean([len(row.comparison.prompts) > 1 for row in rows] or [False]):.1%}",
-        "rows cut": f"{np.mean(cut > 0):.1%}",
-        "text cut from those": f"{cut[cut > 0].mean():.1%}" if (cut > 0).any() else "-",
+        "share of labels " + " / ".join(LABELS): " / ".join(f"{share:.3f}" for share in labels),
+        "tokens in total": f"{lengths.sum():,}",
+        "tokens per row, 5% 50% 95% max": " ".join(f"{length:,.0f}" for length in percentiles),
+        "rows with several turns": f"{np.mean(several_turns):.1%}",
+        "truncated rows": f"{np.mean(cut > 0):.1%}",
+        "text cut from truncated rows": f"{cut[cut > 0].mean():.1%}" if (cut > 0).any() else "-",
     }
 
 
-def _percentiles(values: NDArray[Any]) -> str:
-    return " ".join(f"{value:,.0f}" for value in np.percentile(values, [5, 50, 95, 100]))
-
-
-def _left_out(console: Console, description: dict[str, Any]) -> None:
-    """No row vanishes in silence: bad rows, and extra rows that would leak."""
+def _print_rows_left_out(console: Console, description: dict[str, Any]) -> None:
+    """Print how many rows were not used, and why."""
     bad = description["bad_rows"]
     if bad["rows"]:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in bad["by_reason"].items())
-        console.print(f"bad rows left out: {bad['rows']} ({reasons}), see bad_rows.csv", highlight=False)
-    for source in description["extra"]:
-        console.print(f"extra data: {source}", highlight=False, markup=False)
+        console.print(f"bad rows left out: {bad['rows']} ({reasons}), listed in bad_rows.csv", markup=False)
+    for extra in description["extra"]:
+        console.print(
+            f"extra data {extra['source']}: {extra['used']:,} of {extra['rows']:,} rows used; left out: "
+            f"{extra['in_validation']:,} with a prompt of a validation row, "
+            f"{extra['already_in_training']:,} that are training rows already",
+            markup=False,
+        )

@@ -1,21 +1,52 @@
-"""Contradictions between values of a configuration that are each valid by themselves."""
+"""Contradictions between values of a configuration that are valid on their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lmsys_unsloth.config import placeholders
-from lmsys_unsloth.config.schema import PromptConfig
+from lmsys_unsloth.config.schema import DataConfig, ModelConfig, PromptConfig
+
+
+def contradictions(valid: Mapping[str, Any]) -> list[str]:
+    """Problems within and between sections, one line each.
+
+    Args:
+        valid: sections and values that are valid on their own, by name; the others are absent.
+    """
+    fold: int | None = valid.get("fold")
+    model: ModelConfig | None = valid.get("model")
+    prompt: PromptConfig | None = valid.get("prompt")
+    data: DataConfig | None = valid.get("data")
+    problems = prompt_problems(prompt) if prompt else []
+    if prompt and model and prompt.max_tokens > model.max_seq_length:
+        problems.append(
+            f"prompt.max_tokens = {prompt.max_tokens}: must not be above model.max_seq_length = "
+            f"{model.max_seq_length}; lower the first or raise the second"
+        )
+    if fold is not None and data and fold >= data.folds:
+        problems.append(f"fold = {fold}: data.folds = {data.folds}, so the folds are 0 to {data.folds - 1}")
+    if data and data.path is None and data.name != "simulated":
+        problems.append(
+            f"data.path = None: data={data.name} needs data.path=FILE "
+            "(CSV, CSV.gz, Parquet, JSONL or hf:owner/name)"
+        )
+    if model and not (model.path or model.package or model.repo):
+        problems.append("model.path, model.package, model.repo: all null; one must say where the weights are")
+    if model and model.path is not None and not Path(model.path, "config.json").is_file():
+        problems.append(
+            f"model.path = {model.path!r}: must be a folder with a config.json (Hugging Face format)"
+        )
+    return problems
 
 
 def prompt_problems(prompt: PromptConfig) -> list[str]:
-    """Contradictions inside a template that need no tokenizer to be seen; one line each."""
+    """Problems of a template that can be found without a tokenizer, one line each."""
     body = [item if isinstance(item, str) else {"each_turn": item.each_turn} for item in prompt.body]
     problems = [f"prompt.body: {problem}" for problem in placeholders.problems(body)]
-    for key in ("system", "reply"):
-        text = getattr(prompt, key) or ""
+    for key, text in {"system": prompt.system or "", "reply": prompt.reply}.items():
         problems += [f"prompt: {problem}" for problem in placeholders.fixed_text_problems(key, text)]
     if not prompt.chat and not isinstance(prompt.body[-1], str):
         problems.append(
@@ -37,48 +68,3 @@ def prompt_problems(prompt: PromptConfig) -> list[str]:
     if len(set(answers.values())) < len(answers):
         problems.append(f"prompt.answers = {answers}: must be three different texts")
     return problems
-
-
-def _prompt_is_sound(parts: Mapping[str, Any]) -> list[str]:
-    return prompt_problems(parts["prompt"]) if "prompt" in parts else []
-
-
-def _prompt_fits_model(parts: Mapping[str, Any]) -> list[str]:
-    model, prompt = parts.get("model"), parts.get("prompt")
-    if not model or not prompt or prompt.max_tokens <= model.max_seq_length:
-        return []
-    return [
-        f"prompt.max_tokens = {prompt.max_tokens}: must not be above model.max_seq_length = "
-        f"{model.max_seq_length}; lower the first or raise the second"
-    ]
-
-
-def _fold_exists(parts: Mapping[str, Any]) -> list[str]:
-    fold, data = parts.get("fold"), parts.get("data")
-    if fold is None or not data or fold < data.folds:
-        return []
-    return [f"fold = {fold}: data.folds = {data.folds}, so the folds are 0 to {data.folds - 1}"]
-
-
-def _model_has_a_source(parts: Mapping[str, Any]) -> list[str]:
-    model = parts.get("model")
-    if not model or model.path or model.package or model.repo:
-        return []
-    return ["model.path, model.package, model.repo: all null; one must say where the weights are"]
-
-
-def _model_path_exists(parts: Mapping[str, Any]) -> list[str]:
-    model = parts.get("model")
-    if not model or model.path is None or Path(model.path).joinpath("config.json").is_file():
-        return []
-    return [f"model.path = {model.path!r}: must be a folder with a config.json (Hugging Face format)"]
-
-
-CROSS_CHECKS: tuple[Callable[[Mapping[str, Any]], list[str]], ...] = (
-    _prompt_is_sound,
-    _prompt_fits_model,
-    _fold_exists,
-    _model_has_a_source,
-    _model_path_exists,
-)
-"""Each takes the sections that are valid by themselves, keyed by name, and returns problems."""

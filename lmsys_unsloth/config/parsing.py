@@ -1,117 +1,87 @@
-"""One run's configuration as a whole: Hydra's composition in, frozen objects or one list of problems out.
-
-Hydra composes YAML; :func:`parse_config` turns the result into frozen objects or raises one
-:class:`~lmsys_unsloth.settings.UserError` that lists every problem, those between sections included.
-"""
+"""The configuration of a run: validation of what Hydra composed, with all problems in one message."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
-from lmsys_unsloth.config.checks import CROSS_CHECKS
-from lmsys_unsloth.config.schema import (
-    DataConfig,
-    DebugConfig,
-    EvalConfig,
-    LoggerConfig,
-    LoraConfig,
-    ModelConfig,
-    PromptConfig,
-    Section,
-    TrainConfig,
-)
+from lmsys_unsloth.config import schema
+from lmsys_unsloth.config.checks import contradictions
 from lmsys_unsloth.core.errors import UserError
 
 
-class Config(Section):
-    """One run, completely: what ``RUN/config.yaml`` holds."""
+class Config(schema.Section):
+    """The complete configuration of one run, as stored in ``RUN/config.yaml``."""
 
     seed: NonNegativeInt
+    """Random seed of everything except the folds and the simulated arena."""
     fold: NonNegativeInt
-    model: ModelConfig
-    prompt: PromptConfig
-    lora: LoraConfig
-    data: DataConfig
-    train: TrainConfig
-    eval: EvalConfig
-    logger: LoggerConfig
-    debug: DebugConfig
+    """Fold to validate on; the others are for training."""
+    model: schema.ModelConfig
+    prompt: schema.PromptConfig
+    lora: schema.LoraConfig
+    data: schema.DataConfig
+    train: schema.TrainConfig
+    eval: schema.EvalConfig
+    logger: schema.LoggerConfig
+    debug: schema.DebugConfig
 
 
 def parse_config(composed: Mapping[str, Any]) -> Config:
-    """Turn a composed, resolved configuration into typed objects.
+    """Validate a composed, resolved configuration.
 
     Args:
-        composed: plain nested mappings as from ``OmegaConf.to_container(cfg, resolve=True)``.
+        composed: nested plain mappings as from ``OmegaConf.to_container(cfg, resolve=True)``.
 
     Raises:
         UserError: one message that lists every unknown key, wrong type, value out of range and
             contradiction between sections.
     """
-    problems: list[str] = []
-    parts: dict[str, Any] = {}
-    for key, field in Config.model_fields.items():
-        if key not in composed:
-            problems.append(f"{key}: missing; every run needs it")
-            continue
-        kind = field.annotation
-        try:
-            if isinstance(kind, type) and issubclass(kind, Section):
-                parts[key] = kind.model_validate(composed[key])
-            else:
-                parts[key] = _plain_value(Annotated[kind, *field.metadata], composed[key])
-        except ValidationError as error:
-            problems += [_explain(key, kind, detail) for detail in error.errors()]
-    for key in composed.keys() - Config.model_fields.keys():
-        problems.append(_unknown(key, Config.model_fields))
-    for check in CROSS_CHECKS:
-        problems += check(parts)
+    details: list[Any] = []
+    try:
+        Config.model_validate(dict(composed))
+    except ValidationError as error:
+        details = error.errors()
+    invalid = {detail["loc"][0] for detail in details}
+    valid = {
+        key: TypeAdapter(field.rebuild_annotation()).validate_python(composed[key])
+        for key, field in Config.model_fields.items()
+        if key not in invalid
+    }
+    problems = [_explain(detail) for detail in details] + contradictions(valid)
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError("\n  ".join([f"{count} in the configuration:", *problems]))
-    return Config(**parts)
-
-
-def _plain_value(kind: Any, value: Any) -> Any:
-    return TypeAdapter(kind).validate_python(value, strict=True)
+    return Config(**valid)
 
 
 def is_known_key(dotted: str) -> bool:
-    """Whether ``dotted`` (``lora.r``) names a value of the schema."""
+    """Whether ``dotted`` (``lora.r``) is a key of the configuration, or lies within the value of one."""
     kind: Any = Config
     for name in dotted.split("."):
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return True  # inside a free mapping or list: the value's own type decides
+        if not hasattr(kind, "model_fields"):  # within a list or a plain value
+            return True
         if name not in kind.model_fields:
             return False
         kind = kind.model_fields[name].annotation
     return True
 
 
-def _explain(section: str, kind: Any, detail: Any) -> str:
+def _explain(detail: Any) -> str:
     """One pydantic error as ``lora.r = 'abc': rule``."""
-    names = [str(name) for name in detail["loc"]]
-    dotted = ".".join([section, *names])
-    match detail["type"]:
-        case "extra_forbidden":
-            for name in names[:-1]:
-                kind = kind.model_fields[name].annotation
-            return _unknown(dotted, kind.model_fields)
-        case "missing":
-            return f"{dotted}: missing; it must be given"
+    *section, name = detail["loc"]
+    dotted = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "missing":
+        return f"{dotted}: missing; it must be given"
+    if detail["type"] == "extra_forbidden":
+        known: Any = Config.model_fields
+        for part in section:
+            known = known[part].annotation.model_fields
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {'.'.join([*section, *close])}?" if close else f"known: {', '.join(known)}"
+        return f"{dotted}: no such key; {hint}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     return f"{dotted} = {detail['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _unknown(dotted: str, known: Iterable[str]) -> str:
-    prefix, _, name = dotted.rpartition(".")
-    close = difflib.get_close_matches(name, list(known), n=1)
-    if close:
-        hint = f"did you mean {prefix + '.' if prefix else ''}{close[0]}?"
-    else:
-        hint = f"known: {', '.join(known)}"
-    return f"{dotted}: no such key; {hint}"

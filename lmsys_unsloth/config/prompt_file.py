@@ -1,4 +1,4 @@
-"""A user's own template file: ``prompt.file=my_prompt.yaml`` instead of one of ``conf/prompt/``."""
+"""A user's own template file: ``prompt.file=my_prompt.yaml`` instead of a template of ``conf/prompt/``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lmsys_unsloth.core.errors import UserError
 
 
 def use_prompt_file(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings with the ``prompt`` section taken from the file it names, if it names one.
+    """Replace the ``prompt`` section by the content of the file that it names, if any.
 
-    The result no longer names the file: a run keeps the template itself, so it can be repeated when
-    the file has changed or gone.
+    The result contains the template and no longer names the file, so that a run can be repeated after
+    the file has changed or been deleted.
 
     Args:
         settings: composed configuration, not yet validated.
-        overrides: what was typed (``prompt.max_tokens=512``); values for the prompt stay in force.
+        overrides: arguments of the command line; those of ``prompt`` keys apply to the file's content too.
 
     Raises:
         UserError: the file is missing, is not YAML, or is not a mapping.
@@ -29,36 +29,36 @@ def use_prompt_file(settings: Mapping[str, Any], overrides: Sequence[str] = ()) 
     if not isinstance(prompt, Mapping) or not isinstance(prompt.get("file"), str):
         return dict(settings)
     path = Path(prompt["file"]).expanduser()
-    typed = [o.lstrip("+") for o in overrides if o.lstrip("+").startswith("prompt.")]
-    values = OmegaConf.from_dotlist([o for o in typed if not o.startswith("prompt.file=")])
-    changes: Any = OmegaConf.to_container(values)
+    typed = [override.lstrip("+") for override in overrides]
+    kept = [o for o in typed if o.startswith("prompt.") and not o.startswith("prompt.file=")]
+    changes: Any = OmegaConf.to_container(OmegaConf.from_dotlist(kept))
     template = {"name": path.stem, "source": f"file {path.name}", **_read(path)}
-    return {**settings, "prompt": _merged(template, changes.get("prompt", {}))}
+    return {**settings, "prompt": _merge(template, changes.get("prompt", {}))}
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested ``base`` with ``changes``; OmegaConf's own merge would interpret ``${…}`` in the template."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
 def _read(path: Path) -> dict[str, Any]:
+    where = f"prompt.file = {str(path)!r}"
     try:
-        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"prompt.file = {str(path)!r}: can't be read ({error}).\n"
+            f"{where}: can't be read ({error}).\n"
             "  Name a YAML file with a template; docs/prompts.md shows one."
         ) from None
-    try:
-        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"prompt.file = {str(path)!r} is not YAML:\n  {error}") from None
+        raise UserError(f"{where} is not YAML:\n  {error}") from None
     if not isinstance(content, dict):
         raise UserError(
-            f"prompt.file = {str(path)!r}: must hold a mapping with `answers` and `body`, "
-            f"but holds {type(content).__name__}; docs/prompts.md shows one."
+            f"{where}: must hold a mapping with `answers` and `body`, but holds {type(content).__name__}; "
+            "docs/prompts.md shows one."
         )
     return {str(key): value for key, value in content.items()}

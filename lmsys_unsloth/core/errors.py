@@ -1,4 +1,4 @@
-"""The one exception that users see."""
+"""The exception for problems that a user can fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One kind of progress bar for everything that takes time."""
+"""Progress bars for everything that takes more than a few seconds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 log = logging.getLogger(__name__)
 
-QUIET_INTERVAL = 20.0
-"""Seconds between lines where there is no terminal to draw a bar on."""
+LOG_INTERVAL = 20.0
+"""Seconds between two lines of progress in the log, where there is no terminal for a bar."""
 
 
 class progress:
-    """Progress of ``total`` things with rate and time left: a bar on a terminal, else a line now and then.
+    """Context manager that shows progress, rate and time left: as a bar on a terminal, else in the log.
+
+    Args:
+        what: description of the work.
+        total: number of units to be done.
+        unit: name of one unit, in the singular.
 
     >>> with progress("scoring", 100, "row") as bar:
     ...     bar.advance(100)
@@ -28,7 +33,7 @@ class progress:
         self.text = ""
 
     def __enter__(self) -> progress:
-        self.started = self.spoken = time.monotonic()
+        self.started = self.logged = time.monotonic()
         console = Console(stderr=True)
         self.bar: Progress | None = None
         if console.is_terminal:
@@ -42,7 +47,7 @@ class progress:
         return self
 
     def advance(self, count: int) -> None:
-        """``count`` more are done. Those reported before any time has passed (a resumed run) set no rate."""
+        """Add ``count`` finished units; those of the first 50 ms (a resumed run) do not count in the rate."""
         self.done += count
         now = time.monotonic()
         if now - self.started < 0.05:
@@ -51,15 +56,15 @@ class progress:
         shown = f"{rate:.1f} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit}" if rate else ""
         if self.bar:
             self.bar.update(self.task, completed=self.done, rate=shown)
-        elif now - self.spoken >= QUIET_INTERVAL and self.done < self.total:
-            self.spoken = now
+        elif now - self.logged >= LOG_INTERVAL and self.done < self.total:
+            self.logged = now
             left = (self.total - self.done) / rate if rate else 0.0
             log.info(
                 "%s: %d of %d, %s, %.0f s left %s", self.what, self.done, self.total, shown, left, self.text
             )
 
     def note(self, text: str) -> None:
-        """Text shown at the end of the bar."""
+        """Set the text at the end of the bar."""
         self.text = text
         if self.bar:
             self.bar.update(self.task, note=text)

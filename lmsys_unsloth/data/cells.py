@@ -58,12 +58,17 @@ def encodable(text: str) -> str:
     return text
 
 
+def is_missing(cell: Any) -> bool:
+    """Whether a cell is empty, or holds what other programs write for an empty one."""
+    return cell is None or str(cell).strip().lower() in ("", "nan", "none", "null", "<na>")
+
+
 def identifier(cell: Any) -> str:
-    """A row's id as text."""
+    """Read a row's id as text."""
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)  # pandas writes integer ids of a column with gaps as 7.0
     text = "" if cell is None else encodable(str(cell))
-    if text.strip().lower() in ("", "nan", "none", "null", "<na>"):
+    if is_missing(text):
         raise CellError("id missing", f"id is {text!r}; every row needs its own")
     return text
 

@@ -38,6 +38,11 @@ class Comparison:
     extra: Mapping[str, str | int | float | bool] = field(default_factory=dict, compare=False)
     """Further columns of the source (language, annotator, ...): kept aside, never used in training."""
 
+    @property
+    def prompt_text(self) -> str:
+        """All user turns as one text."""
+        return "\n".join(self.prompts)
+
     def swapped(self) -> Comparison:
         """The same judgement with the two bots exchanged; a tie stays a tie."""
 

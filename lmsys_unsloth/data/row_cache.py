@@ -1,31 +1,45 @@
-"""Rows of a large file, kept in the cache folder under the SHA-256 of the file."""
+"""Rows of large files, kept in the cache folder under the SHA-256 of the file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
 from lmsys_unsloth.core import cache
 from lmsys_unsloth.data import cells, comparison, readers, schemas, sources
-from lmsys_unsloth.data.cells import Triple
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.schemas import Layout
 from lmsys_unsloth.data.sources import Rows
 
 LEAST_BYTES = 4 * 2**20
-"""Smaller files are read faster than looked up."""
+"""Smallest size, in bytes, of a file that is cached: smaller ones are read faster than looked up."""
+
+_TURNS, _PROBABILITIES = pa.list_(pa.large_string()), pa.list_(pa.float64())
+COLUMNS = pa.schema(
+    {
+        "id": pa.string(),
+        "prompts": _TURNS,
+        "responses_a": _TURNS,
+        "responses_b": _TURNS,
+        "label": pa.int8(),
+        "soft_label": _PROBABILITIES,
+        "true_probabilities": _PROBABILITIES,
+        "model_a": pa.string(),
+        "model_b": pa.string(),
+        "extra": pa.string(),
+    }
+)
+"""Fields of :class:`Comparison`; ``extra`` is JSON."""
 
 
 def read_source_cached(path: str, *, layout: Layout | Literal["auto"], split: str, soft_labels: bool) -> Rows:
-    """:func:`lmsys_unsloth.rows.sources.read_source`, faster when the same file was read before."""
+    """:func:`~lmsys_unsloth.data.sources.read_source`, faster when the same file was read before."""
     file = Path(path).expanduser()
     if not file.is_file() or file.stat().st_size < LEAST_BYTES:
         return sources.read_source(path, layout=layout, split=split, soft_labels=soft_labels)
@@ -38,15 +52,14 @@ def read_source_cached(path: str, *, layout: Layout | Literal["auto"], split: st
         "kind": "".join(file.suffixes[-2:]).lower(),
         "layout": layout,
         "soft_labels": soft_labels,
-        "code": cache.code_fingerprint(cells, comparison, readers, schemas, sources),
-        "format": 1,
+        "code": cache.code_fingerprint(cells, comparison, readers, schemas, sources, sys.modules[__name__]),
     }
-    arrays = cache.load(key)
-    if arrays is not None:
-        return _unpack(arrays, path)
+    stored = cache.load(key)
+    if stored is not None:
+        return _from_table(stored, path)
     rows = sources.read_source(path, layout=layout, split=split, soft_labels=soft_labels)
     if not rows.bad and _state(file) == state:  # else the hash may belong to an older content
-        cache.save(key, _pack(rows))
+        cache.save(key, _to_table(rows))
     return rows
 
 
@@ -55,63 +68,29 @@ def _state(file: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _texts(row: Comparison) -> tuple[str, ...]:
-    extra = json.dumps(dict(row.extra)) if row.extra else ""
-    head = (row.id, row.model_a or "", row.model_b or "", extra)
-    return (*head, *row.prompts, *row.responses_a, *row.responses_b)
+def _to_table(rows: Rows) -> pa.Table:
+    """Rows as a table; layout and notes are in its metadata."""
+    columns = {name: [getattr(row, name) for row in rows.rows] for name in COLUMNS.names}
+    columns["extra"] = [json.dumps(dict(extra)) for extra in columns["extra"]]
+    facts = json.dumps({"layout": rows.layout, "notes": rows.notes})
+    return pa.table(columns, COLUMNS.with_metadata({"facts": facts}))
 
 
-def _pack(rows: Rows) -> dict[str, NDArray[Any]]:
-    """Texts as one run of UTF-8 with the end of each; numbers as arrays of one entry a row."""
-    texts = [text.encode() for row in rows.rows for text in _texts(row)]
-    facts = json.dumps({"layout": rows.layout, "notes": dict(rows.notes)})
-    return {
-        "facts": np.array(facts),
-        "text": np.frombuffer(b"".join(texts), dtype=np.uint8),
-        "ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
-        "turns": np.array([len(row.prompts) for row in rows.rows], dtype=np.int64),
-        "labels": np.array([-1 if row.label is None else row.label for row in rows.rows], dtype=np.int8),
-        "soft": _triples([row.soft_label for row in rows.rows]),
-        "true": _triples([row.true_probabilities for row in rows.rows]),
-    }
-
-
-def _triples(values: Sequence[Triple | None]) -> NDArray[np.float64]:
-    """(rows, 3), NaN where there is none."""
-    return np.array([(math.nan,) * 3 if value is None else value for value in values], dtype=np.float64)
-
-
-def _unpack(arrays: dict[str, NDArray[Any]], path: str) -> Rows:
-    facts = json.loads(str(arrays["facts"]))
-    blob, start = arrays["text"].tobytes(), 0
-    texts: list[str] = []
-    for end in arrays["ends"].tolist():
-        texts.append(blob[start:end].decode())
-        start = end
-    rows: list[Comparison] = []
-    position = 0
-    columns = (
-        arrays["turns"].tolist(),
-        arrays["labels"].tolist(),
-        arrays["soft"].tolist(),
-        arrays["true"].tolist(),
-    )
-    for turns, label, soft, true in zip(*columns, strict=True):
-        row_id, model_a, model_b, extra = texts[position : position + 4]
-        first = position + 4
-        position = first + 3 * turns
-        rows.append(
-            Comparison(
-                row_id,
-                tuple(texts[first : first + turns]),
-                tuple(texts[first + turns : first + 2 * turns]),
-                tuple(texts[first + 2 * turns : position]),
-                None if label < 0 else label,
-                None if math.isnan(soft[0]) else tuple(soft),
-                None if math.isnan(true[0]) else tuple(true),
-                model_a or None,
-                model_b or None,
-                json.loads(extra) if extra else {},
-            )
+def _from_table(table: pa.Table, path: str) -> Rows:
+    facts = json.loads(table.schema.metadata[b"facts"])
+    rows = [
+        Comparison(
+            row_id,
+            *map(tuple, turns),
+            label=label,
+            soft_label=soft and tuple(soft),
+            true_probabilities=true and tuple(true),
+            model_a=model_a,
+            model_b=model_b,
+            extra=json.loads(extra),
         )
+        for row_id, *turns, label, soft, true, model_a, model_b, extra in zip(
+            *(column.to_pylist() for column in table.columns), strict=True
+        )
+    ]
     return Rows(path, facts["layout"], rows, notes=Counter(facts["notes"]))

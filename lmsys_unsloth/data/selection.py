@@ -1,11 +1,9 @@
-"""Which rows a command scores: the validation fold, or a whole file without the rows that were trained on."""
+"""Selection of the rows to score: a validation fold, or a file without the rows that were trained on."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +15,7 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
-from lmsys_unsloth.data.dataset import FoldData, limited, load_fold, load_rows
+from lmsys_unsloth.data.dataset import limited, load_fold, load_rows
 from lmsys_unsloth.data.trained_rows import TrainedRows, load_trained_rows
 
 log = logging.getLogger(__name__)
@@ -28,12 +26,13 @@ NO_FOLD = -1
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How many rows of a file the scored runs were trained on."""
+    """Number of rows in a file that the scored runs were trained on."""
 
     left_out: int
     """Labelled rows that are not scored because they were trained on."""
-    scored: int
-    """Rows that were trained on and are scored all the same; their loss says nothing about new rows."""
+    scored: int | None
+    """Labelled rows that were trained on and are scored all the same: their loss says nothing about new
+    rows. None when it is not known which rows were trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +43,30 @@ class Selection:
     folds: NDArray[np.int64]
     """``[rows]``; :data:`NO_FOLD` for rows that belong to no fold."""
     groups: NDArray[np.int64] | None
-    """``[rows]``: rows that share a prompt share a number. None when a file is scored whole."""
+    """``[rows]``: rows with equal numbers share a fold. None when a file is scored whole."""
     train: Sequence[Comparison] = ()
-    """Training rows of the same data set, from which baselines learn; empty when a file is scored whole."""
+    """Training rows of the same data set, for baselines; empty when a file is scored whole."""
     overlap: Overlap | None = None
     """None for an untrained model."""
 
-    def take(self, mask: NDArray[np.bool_]) -> Selection:
-        """The rows that a mask ``[rows]`` selects."""
-        rows = [row for row, chosen in zip(self.rows, mask, strict=True) if chosen]
-        groups = None if self.groups is None else self.groups[mask]
-        return dataclasses.replace(self, rows=rows, folds=self.folds[mask], groups=groups)
-
 
 def select_for_untrained(config: Config, output: Run) -> Selection:
-    """Rows on which an untrained model is scored: the validation fold, or a whole file without labels."""
+    """Select the validation fold, or the whole file if it has no labels, for an untrained model."""
     rows = load_rows(config.data, output)
     if all(row.label is None for row in rows):
         return _whole_file(rows)
-    return _validation_fold(load_fold(config.data, config.fold, output), config)
+    return _validation_fold(config, output)
 
 
 def select_for_trained(
     config: Config, runs: Sequence[Run], rows: Sequence[Comparison], output: Run
 ) -> Selection:
-    """Rows on which trained runs may be scored: none that any of them was trained on.
+    """Select rows that none of the trained runs was trained on.
 
     Of the data set that a single run was split from, whatever its file is called, these are the rows of
     its validation fold. Of any other file they are the rows whose content is not among the training rows.
-    Unlabelled rows are always kept: they can't enter a score. ``eval.trained_rows=include`` keeps all.
+    Unlabelled rows are always kept, because they do not enter a score.
+    ``eval.trained_rows=include`` keeps all rows.
 
     Args:
         config: configuration of the scoring.
@@ -83,37 +77,39 @@ def select_for_trained(
     Raises:
         UserError: no row is left, or a run does not say which rows it was trained on.
     """
-    trained = functools.reduce(operator.or_, (load_trained_rows(run.training_rows) for run in runs))
     include = config.eval.trained_rows == "include"
-    source = config.data.path or config.data.name
+    trained = _load_trained_rows(runs, optional=include)
+    source, names = config.data.path or config.data.name, ", ".join(str(run.path) for run in runs)
     if include or len(runs) > 1 or not is_split_from(runs[0], rows):
         selection = _whole_file(rows)
-        write_json(
-            output.data,
-            {"fingerprint": rows_fingerprint(rows), "source": {"path": source, "rows": len(rows)}},
-        )
+        description = {"path": source, "rows": len(rows)}
+        write_json(output.data, {"fingerprint": rows_fingerprint(rows), "source": description})
     else:
-        saved_folds = config.data.model_copy(update={"fold_file": str(runs[0].folds)})
-        selection = _validation_fold(load_fold(saved_folds, config.fold, output), config)
+        folds = {"fold_file": str(runs[0].folds)}
+        selection = _validation_fold(
+            config.model_copy(update={"data": config.data.model_copy(update=folds)}), output
+        )
         include = config.debug.evaluate_on_train
-    names = ", ".join(str(run.path) for run in runs)
     if include:
-        scored = int(_mask(trained, selection.rows).sum())
-        log.warning("%d of the %d scored rows were used to train %s", scored, len(selection.rows), names)
+        scored = None if trained is None else sum(_used(trained, selection.rows))
+        log.warning(
+            "%s of the %d scored rows were used to train %s",
+            "an unknown number" if scored is None else scored, len(selection.rows), names,
+        )  # fmt: skip
         return dataclasses.replace(selection, overlap=Overlap(left_out=0, scored=scored))
-    left_out = int((_mask(trained, rows) & _labelled(rows)).sum())
-    selection = selection.take(~(_mask(trained, selection.rows) & _labelled(selection.rows)))
+    assert trained is not None
+    used = {row.id for row, is_used in zip(rows, _used(trained, rows), strict=True) if is_used}
+    selection = _take(selection, [row.id not in used for row in selection.rows])
     if not selection.rows:
         raise UserError(
-            f"{source}: nothing to score, {left_out:,} of {len(rows):,} rows were used to train {names}.\n"
+            f"{source}: nothing to score, {len(used):,} of {len(rows):,} rows were used to train {names}.\n"
             "  Name a file with other rows, or score them all the same with eval.trained_rows=include."
         )
     log.info(
         "%s: %d of %d rows were used to train %s and are left out; %d rows are scored",
-        source, left_out, len(rows), names, len(selection.rows),
+        source, len(used), len(rows), names, len(selection.rows),
     )  # fmt: skip
-    scored = int(_mask(trained, selection.rows).sum())
-    return dataclasses.replace(selection, overlap=Overlap(left_out, scored))
+    return dataclasses.replace(selection, overlap=Overlap(left_out=len(used), scored=0))
 
 
 def is_split_from(run: Run, rows: Sequence[Comparison]) -> bool:
@@ -122,19 +118,35 @@ def is_split_from(run: Run, rows: Sequence[Comparison]) -> bool:
     return known is not None and known == rows_fingerprint(rows)
 
 
-def _validation_fold(fold: FoldData, config: Config) -> Selection:
-    fold = limited(fold, config.debug, config.seed)
-    folds = np.full(len(fold.validation), config.fold)
-    return Selection(fold.validation, folds, fold.groups, fold.train)
+def _load_trained_rows(runs: Sequence[Run], optional: bool) -> TrainedRows | None:
+    try:
+        return load_trained_rows(run.training_rows for run in runs)
+    except UserError as error:
+        if not optional:
+            raise
+        log.warning("%s", str(error).splitlines()[0])
+        return None
+
+
+def _used(trained: TrainedRows, rows: Sequence[Comparison]) -> list[bool]:
+    """For each row, whether it is labelled and was trained on."""
+    return [row.label is not None and row in trained for row in rows]
+
+
+def _validation_fold(config: Config, output: Run) -> Selection:
+    fold = limited(load_fold(config.data, config.fold, output), config.debug, config.seed)
+    return Selection(fold.validation, np.full(len(fold.validation), config.fold), fold.groups, fold.train)
 
 
 def _whole_file(rows: Sequence[Comparison]) -> Selection:
     return Selection(rows, np.full(len(rows), NO_FOLD), None)
 
 
-def _mask(trained: TrainedRows, rows: Sequence[Comparison]) -> NDArray[np.bool_]:
-    return np.array([row in trained for row in rows], dtype=np.bool_)
-
-
-def _labelled(rows: Sequence[Comparison]) -> NDArray[np.bool_]:
-    return np.array([row.label is not None for row in rows], dtype=np.bool_)
+def _take(selection: Selection, chosen: Sequence[bool]) -> Selection:
+    mask = np.array(chosen, dtype=np.bool_)
+    return dataclasses.replace(
+        selection,
+        rows=[row for row, kept in zip(selection.rows, chosen, strict=True) if kept],
+        folds=selection.folds[mask],
+        groups=None if selection.groups is None else selection.groups[mask],
+    )

@@ -1,6 +1,6 @@
-"""What can be said without a language model: logistic regression on the look of the two answers.
+"""Baselines without a language model: class shares, and logistic regression on the form of the responses.
 
-An LLM that loses to this has learnt nothing about content.
+A language model that loses to the regression has learnt nothing useful about content.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.evaluate.calibration import Floats, Ints
-from lmsys_unsloth.evaluate.metrics import class_prior
 
 FEATURES = (
     "length",
@@ -31,13 +30,13 @@ FEATURES = (
     "turns",
     "prompt length",
 )
-"""The first five are A minus B; the others are the same when the bots change places."""
+"""The first five are differences, A minus B; the others do not change when the responses are swapped."""
 
 REGULARISATION = 0.03
-"""Inverse strength ``C``: small, so that eighty rows do not overfit twelve features."""
+"""Inverse regularisation strength ``C``: small, so that eighty rows do not overfit twelve features."""
 
 COMPARED_CHARACTERS = 2000
-"""Similarity looks at the start of each text only; later words change it little and take time."""
+"""Number of characters at the start of each text that similarity uses; later ones change it little."""
 
 _LIST_ITEM = re.compile(r"^[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]", re.MULTILINE)
 _EMPHASIS = ("**", "\n# ", "\n## ", "\n### ")
@@ -45,33 +44,47 @@ _WORD = re.compile(r"\w+")
 
 
 def logistic_regression(train: Sequence[Comparison], validation: Sequence[Comparison]) -> Floats:
-    """Probabilities [len(validation), 3] of a logistic regression fitted on the labelled training rows.
+    """Fit a logistic regression on the labelled training rows and predict the validation rows.
 
-    Training rows of one outcome only (or none at all) give their class prior for every row.
+    Returns:
+        Probabilities ``[validation, 3]``: the class prior for every row when the training rows have a single
+        outcome or there are none.
     """
     known = [row for row in train if row.label is not None]
-    return _fitted(features(known), _labels(known), features(validation))
+    return _fit_and_predict(features(known), _labels(known), features(validation))
 
 
-def cross_validated(rows: Sequence[Comparison], folds: Sequence[int] | NDArray[Any]) -> Floats:
-    """Probabilities [rows, 3] where each fold's come from a regression fitted on all other folds."""
-    of_row = np.asarray(folds)
+def cross_validate(rows: Sequence[Comparison], folds: Sequence[int] | NDArray[Any]) -> Floats:
+    """Predict each fold ``[rows, 3]`` with a logistic regression fitted on all other folds."""
+    folds = np.asarray(folds)
     labelled = np.array([row.label is not None for row in rows], dtype=bool)
     matrix = features(rows)
     probabilities = np.empty((len(rows), 3))
-    for fold in np.unique(of_row):
-        train = labelled & (of_row != fold)
+    for fold in np.unique(folds):
+        train = labelled & (folds != fold)
         labels = _labels([rows[k] for k in np.flatnonzero(train).tolist()])
-        probabilities[of_row == fold] = _fitted(matrix[train], labels, matrix[of_row == fold])
+        probabilities[folds == fold] = _fit_and_predict(matrix[train], labels, matrix[folds == fold])
     return probabilities
+
+
+def class_prior(labels: NDArray[Any]) -> Floats:
+    """Class shares ``[3]`` of training labels; every count is increased by one if a class never occurs.
+
+    >>> class_prior(np.array([0, 0, 1, 2])).tolist()
+    [0.5, 0.25, 0.25]
+    """
+    counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=3).astype(np.float64)
+    if (counts == 0).any():
+        counts += 1
+    return np.asarray(counts / counts.sum(), dtype=np.float64)
 
 
 def _labels(rows: Sequence[Comparison]) -> Ints:
     return np.array([row.label for row in rows], dtype=np.int64)
 
 
-def _fitted(train: Floats, labels: Ints, validation: Floats) -> Floats:
-    """Probabilities [rows, 3] for one feature matrix from a regression on another."""
+def _fit_and_predict(train: Floats, labels: Ints, validation: Floats) -> Floats:
+    """Probabilities ``[rows, 3]`` of a regression on features ``[rows, features]``."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -83,13 +96,13 @@ def _fitted(train: Floats, labels: Ints, validation: Floats) -> Floats:
         return probabilities
     model = make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=1000))
     model.fit(train, labels)
-    # An outcome without training rows keeps its share of the prior; the others divide the rest.
+    # An outcome without training rows keeps its share of the prior; the others share the rest.
     probabilities[:, seen] = model.predict_proba(validation) * prior[seen].sum()
     return probabilities
 
 
 def features(rows: Sequence[Comparison]) -> Floats:
-    """Matrix [rows, features] with the columns of :data:`FEATURES`."""
+    """Compute the matrix ``[rows, features]`` with the columns of :data:`FEATURES`."""
     return np.array([_features(row) for row in rows], dtype=np.float64).reshape(len(rows), len(FEATURES))
 
 
@@ -97,8 +110,8 @@ def _features(row: Comparison) -> tuple[float, ...]:
     a, b = "\n".join(row.responses_a), "\n".join(row.responses_b)
     prompt = "\n".join(row.prompts)
     words_a, words_b, words = _words(a), _words(b), _words(prompt)
-    length_a, list_a, code_a, bold_a = _look(a)
-    length_b, list_b, code_b, bold_b = _look(b)
+    length_a, list_a, code_a, bold_a = _form(a)
+    length_b, list_b, code_b, bold_b = _form(b)
     return (
         length_a - length_b,
         list_a - list_b,
@@ -115,8 +128,8 @@ def _features(row: Comparison) -> tuple[float, ...]:
     )
 
 
-def _look(text: str) -> tuple[float, float, float, float]:
-    """Characters, list items, code fences and emphasis marks of an answer, each as log(1 + count)."""
+def _form(text: str) -> tuple[float, float, float, float]:
+    """Characters, list items, code fences and emphasis marks of a response, each as log(1 + count)."""
     emphasis = sum(map(f"\n{text}".count, _EMPHASIS))
     counts = (len(text), len(_LIST_ITEM.findall(text)), text.count("```"), emphasis)
     length, items, fences, marks = (math.log1p(count) for count in counts)
@@ -128,7 +141,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def _similarity(first: frozenset[str], second: frozenset[str]) -> float:
-    """Jaccard similarity of two sets of words; two empty texts are alike.
+    """Jaccard similarity of two sets of words; 1 for two empty texts.
 
     >>> _similarity(frozenset({"a", "b"}), frozenset({"b"}))
     0.5

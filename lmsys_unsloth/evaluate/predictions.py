@@ -1,4 +1,4 @@
-"""``RUN/predictions.parquet``: one line for each scored row, and ``submission.csv`` made from it."""
+"""Predictions of scored rows, stored in ``RUN/predictions.parquet`` and ``submission.csv``."""
 
 from __future__ import annotations
 
@@ -20,30 +20,36 @@ from lmsys_unsloth.core.files import replacing
 from lmsys_unsloth.data.comparison import LABELS
 
 UNLABELLED = -1
-COLUMNS = ("id", "fold", "p_a", "p_b", "p_tie", "label")
-"""The first columns, in this order; any other columns follow."""
+"""Label of a row whose outcome is unknown."""
+
+COLUMNS = ("id", "fold", *(f"p_{name}" for name in LABELS), "label")
+"""The first columns of ``predictions.parquet``, in this order; any other columns follow."""
+
+SWAP_COLUMNS = tuple(f"p_{view}_{name}" for view in ("forward", "swap") for name in LABELS)
+"""Columns with the probabilities of both orders, forward and swapped; see :func:`with_swap`."""
 
 SUBMISSION_COLUMNS = ("id", "winner_model_a", "winner_model_b", "winner_tie")
-_LISTED = 10
+"""Columns of ``submission.csv``, as Kaggle expects them."""
+
+_LISTED_IDS = 10
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Scored rows in the input's order.
+    """Scored rows in the order of the input.
 
-    ``extra`` holds further columns of the same length. Known names: ``group`` (prompts that
-    share a fold), ``n_turns``, ``n_tokens``, ``share_cut`` (of the conversation, left out of the
-    prompt), ``model_a``, ``model_b``, ``identical_answers``, and from a scoring with exchanged bots
-    ``p_forward_*`` and ``p_swap_*`` (see :func:`with_swap`).
+    ``extra`` holds further columns of the same length. Known names: ``group`` (rows that share a prompt),
+    ``n_turns``, ``n_tokens``, ``share_cut`` (share of the conversation left out of the prompt), ``model_a``,
+    ``model_b``, ``identical_answers``, and :data:`SWAP_COLUMNS` for rows scored with swapped responses.
     """
 
     ids: Sequence[str]
     folds: NDArray[np.int64]
     probabilities: NDArray[np.float32]
-    """[n, 3] in LABELS order."""
+    """``[n, 3]`` in LABELS order."""
     labels: NDArray[np.int64]
-    """[n], index into LABELS, or :data:`UNLABELLED`."""
-    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """``[n]``, index into LABELS, or :data:`UNLABELLED`."""
+    extra: Mapping[str, Sequence[Any] | NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -61,40 +67,53 @@ class Predictions:
     @property
     def groups(self) -> list[str]:
         """Prompt group of each row; a row without one is its own group."""
-        named = self.extra.get("group") or [None] * len(self)
-        return [
-            f"id {id}" if group is None else str(group) for id, group in zip(self.ids, named, strict=True)
-        ]
+        named = self.extra.get("group", [None] * len(self))
+        return [f"id {id}" if name is None else str(name) for id, name in zip(self.ids, named, strict=True)]
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
-        """Mask [n] of rows whose outcome is known."""
+        """Mask ``[n]`` of rows whose outcome is known."""
         return np.asarray(self.labels != UNLABELLED)
 
     def take(self, index: NDArray[Any]) -> Predictions:
-        """The rows that a mask [n] or an array of positions selects."""
-        positions = np.flatnonzero(index) if index.dtype == bool else index
-        at: list[int] = positions.tolist()
+        """The rows that a mask ``[n]`` or an array of positions selects."""
+        positions: list[int] = np.arange(len(self))[index].tolist()
         return Predictions(
-            [self.ids[i] for i in at],
+            [self.ids[i] for i in positions],
             self.folds[positions],
             self.probabilities[positions],
             self.labels[positions],
-            {name: [values[i] for i in at] for name, values in self.extra.items()},
+            {name: [values[i] for i in positions] for name, values in self.extra.items()},
         )
 
 
+def concatenate(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions of several folds, one after the other; a column that one part lacks is None there."""
+    if len(parts) == 1:
+        return parts[0]
+    names = dict.fromkeys(name for part in parts for name in part.extra)
+    return Predictions(
+        [id for part in parts for id in part.ids],
+        np.concatenate([part.folds for part in parts]),
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        {
+            name: [value for part in parts for value in part.extra.get(name, [None] * len(part))]
+            for name in names
+        },
+    )
+
+
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write ``predictions.parquet`` whole or not at all; an unknown label becomes null."""
+    """Write ``predictions.parquet``; unknown labels and NaN in further columns become null."""
     p = predictions.probabilities.astype(np.float32)
     columns: dict[str, Any] = {
         "id": pa.array([str(id) for id in predictions.ids], pa.string()),
         "fold": pa.array(predictions.folds.astype(np.int32)),
         **{f"p_{name}": pa.array(p[:, k]) for k, name in enumerate(LABELS)},
         "label": pa.array(predictions.labels.astype(np.int32), mask=~predictions.labelled),
+        **{name: pa.array(values, from_pandas=True) for name, values in predictions.extra.items()},
     }
-    for name, values in predictions.extra.items():
-        columns[name] = pa.array(np.asarray(values) if isinstance(values, np.ndarray) else list(values))
     with replacing(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
 
@@ -130,14 +149,14 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def write_submission(path: Path, predictions: Predictions) -> None:
-    """Write ``submission.csv``: every id once, in the input's order, each row summing to 1.
+    """Write ``submission.csv`` in the order of the input; each row sums to 1.
 
     Raises:
-        UserError: an id occurs twice, so that nobody could say which of its rows counts.
+        UserError: an id occurs twice.
     """
-    double = repeated(predictions.ids)
+    double = repeated_ids(predictions.ids)
     if double:
-        raise UserError(f"{listed(double)}: predicted more than once. A submission holds every id once.")
+        raise UserError(f"{format_ids(double)}: predicted more than once. A submission holds every id once.")
     p = predictions.probabilities.astype(np.float64)
     p = p / p.sum(axis=1, keepdims=True)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -149,37 +168,35 @@ def write_submission(path: Path, predictions: Predictions) -> None:
 def with_swap(
     predictions: Predictions, swapped: NDArray[Any], where: NDArray[Any] | None = None
 ) -> Predictions:
-    """Average each row with its scoring under exchanged bots, and keep both beside the average.
+    """Average each row with its prediction for swapped responses, and keep both as :data:`SWAP_COLUMNS`.
 
     Args:
-        swapped: [m, 3] probabilities from the exchanged prompts as the model gave them; they are
-            turned back here, so that ``p_swap_a`` speaks of the same bot as ``p_a``.
-        where: positions [m] of those rows when only some were scored twice; the others keep
-            their probabilities and have null in ``p_swap_*``.
+        predictions: predictions for the responses in the order of the input.
+        swapped: ``[m, 3]`` probabilities as the model gave them for the swapped responses; they are returned
+            to the original order here, so that ``p_swap_a`` refers to the same response as ``p_a``.
+        where: positions ``[m]`` of those rows when only some were scored twice; the others keep their
+            probabilities and have NaN as ``p_swap_*``.
     """
     positions = np.arange(len(predictions)) if where is None else np.asarray(where)
-    back = np.full((len(predictions), 3), np.nan, dtype=np.float32)
-    back[positions] = np.asarray(swapped, dtype=np.float32)[:, [1, 0, 2]]
     forward = predictions.probabilities.astype(np.float32)
-    average = np.where(np.isnan(back), forward, (forward + np.nan_to_num(back)) / 2).astype(np.float32)
-    views = {
-        f"p_{view}_{name}": [None if np.isnan(value) else value for value in values[:, k].tolist()]
-        for view, values in (("forward", forward), ("swap", back))
-        for k, name in enumerate(LABELS)
-    }
-    return dataclasses.replace(predictions, probabilities=average, extra={**predictions.extra, **views})
+    back = np.full_like(forward, np.nan)
+    back[positions] = np.asarray(swapped, dtype=np.float32)[:, [1, 0, 2]]
+    average = np.where(np.isnan(back), forward, (forward + back) / 2)
+    both = np.hstack([forward, back]).astype(np.float64)
+    extra = {**predictions.extra, **dict(zip(SWAP_COLUMNS, both.T, strict=True))}
+    return dataclasses.replace(predictions, probabilities=average, extra=extra)
 
 
 def swap_views(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Probabilities (forward [m, 3], exchanged and turned back [m, 3]) of rows scored both ways, or None."""
-    swapped = _view(predictions, "swap")
-    if swapped is None:
+    """Probabilities ``[m, 3]`` of the rows scored in both orders, forward and swapped; or None.
+
+    Both refer to the responses in the order of the input.
+    """
+    if any(name not in predictions.extra for name in SWAP_COLUMNS):
         return None
-    forward = _view(predictions, "forward")
-    if forward is None:
-        forward = predictions.probabilities.astype(np.float64)
-    both = ~np.isnan(swapped).any(axis=1)
-    return (forward[both], swapped[both]) if both.any() else None
+    both = np.array([predictions.extra[name] for name in SWAP_COLUMNS], dtype=np.float64)
+    forward, swapped = np.split(both[:, ~np.isnan(both).any(axis=0)].T, 2, axis=1)
+    return (forward, swapped) if len(forward) else None
 
 
 def least_certain(probabilities: NDArray[Any], share: float) -> NDArray[np.int64]:
@@ -193,21 +210,17 @@ def least_certain(probabilities: NDArray[Any], share: float) -> NDArray[np.int64
     return np.sort(order[:count]).astype(np.int64)
 
 
-def repeated(ids: Sequence[str]) -> list[str]:
+def repeated_ids(ids: Sequence[str]) -> list[str]:
     """Ids that occur more than once, in order of first appearance."""
     return [id for id, count in Counter(ids).items() if count > 1]
 
 
-def listed(ids: Sequence[str]) -> str:
-    """The first ids and the number of the others: ``ids 3, 7 and 12 more``."""
-    more = len(ids) - _LISTED
-    names = ", ".join(str(id) for id in ids[:_LISTED])
+def format_ids(ids: Sequence[str]) -> str:
+    """The first ids and the number of the others, for messages.
+
+    >>> format_ids([str(k) for k in range(12)])
+    'ids 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more'
+    """
+    more = len(ids) - _LISTED_IDS
+    names = ", ".join(ids[:_LISTED_IDS])
     return f"{'id' if len(ids) == 1 else 'ids'} {names}" + (f" and {more} more" if more > 0 else "")
-
-
-def _view(predictions: Predictions, view: str) -> NDArray[np.float64] | None:
-    names = [f"p_{view}_{name}" for name in LABELS]
-    if any(name not in predictions.extra for name in names):
-        return None
-    columns = [[np.nan if v is None else v for v in predictions.extra[name]] for name in names]
-    return np.asarray(columns, dtype=np.float64).T

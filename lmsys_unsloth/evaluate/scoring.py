@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,35 +18,17 @@ from lmsys_unsloth.core.progress import progress
 from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.evaluate import predictions
 from lmsys_unsloth.evaluate.predictions import UNLABELLED, Predictions
+from lmsys_unsloth.evaluate.scores import ScoringSpeed
 from lmsys_unsloth.model import memory
 from lmsys_unsloth.model.answer_head import answer_probabilities
 from lmsys_unsloth.model.batch import Batch, by_length, collate, target
 from lmsys_unsloth.model.decoder import Decoder
-from lmsys_unsloth.model.parity import agreeing_decoder
+from lmsys_unsloth.model.parity import choose_decoder
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import EncodedRow, encode_cached
 from lmsys_unsloth.prompting.prepared import Prepared
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringSpeed:
-    """How fast rows were scored; a row scored in both orders counts twice."""
-
-    seconds: float
-    rows_per_second: float
-    tokens_per_second: float
-    peak_memory_gb: float
-    """Peak memory of the GPU, or of the process where there is none, in 10⁹ bytes."""
-    swap_seconds: float | None = None
-    """Seconds spent on swapped rows, for ``eval.swap=uncertain``."""
-    swap_seconds_saved: float | None = None
-    """Estimated seconds saved by not swapping every row, for ``eval.swap=uncertain``."""
-
-    def as_dict(self) -> dict[str, float]:
-        """Measured values by name, without those that were not measured."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @torch.no_grad()
@@ -107,12 +88,12 @@ def predict_rows(model: nn.Module, prepared: Prepared, config: Config) -> tuple[
         Predictions (averaged over both orders for swapped rows), and the speed.
     """
     rows, encoder = prepared.scored, prepared.encoder
-    decoder = agreeing_decoder(model, rows, fast=config.train.fast)
+    decoder = choose_decoder(model, rows, fast=config.train.fast)
     tokens, swap = config.eval.tokens_per_batch, config.eval.swap
     started = time.perf_counter()
     probabilities = score_rows(decoder, rows, encoder.answer_ids, tokens)
     seconds = time.perf_counter() - started
-    predicted = to_predictions(rows, probabilities, prepared.folds, prepared.groups)
+    predicted = _to_predictions(rows, probabilities, prepared.folds, prepared.groups)
     if swap == "none":
         return predicted, _speed(rows, seconds)
     share = config.eval.swap_share if swap == "uncertain" else 1.0
@@ -141,13 +122,13 @@ def _speed(scored: Sequence[EncodedRow], seconds: float) -> ScoringSpeed:
     )
 
 
-def to_predictions(
+def _to_predictions(
     encoded: Sequence[EncodedRow],
     probabilities: NDArray[np.float32],
     folds: NDArray[np.int64],
-    groups: Sequence[Any] | NDArray[Any] | None,
+    groups: NDArray[np.int64] | None,
 ) -> Predictions:
-    """Probabilities with the columns that the report slices them by."""
+    """Combine probabilities with properties of the rows, by which the report slices them."""
     rows = [row.comparison for row in encoded]
     extra: dict[str, Sequence[Any]] = {
         "n_turns": [len(row.prompts) for row in rows],
@@ -158,7 +139,7 @@ def to_predictions(
         "identical_answers": [row.responses_a == row.responses_b for row in rows],
     }
     if groups is not None:
-        extra["group"] = [str(group) for group in groups]
+        extra["group"] = groups.astype(str).tolist()
     return Predictions(
         ids=[row.id for row in rows],
         folds=folds,

@@ -1,7 +1,7 @@
-"""Batch → answer probabilities and losses: the only place where a model is run.
+"""Batch → answer probabilities and losses, for training and evaluation alike.
 
-Training and evaluation share it. A :class:`~lmsys_unsloth.decoder.Decoder` gives hidden states at the
-answer slot of each row; the LM head is applied to them and to nothing else.
+A :class:`~lmsys_unsloth.model.decoder.Decoder` computes hidden states at the answer slot of each row; the LM
+head is applied to these only.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 
 
 def head_logits(model: nn.Module, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
-    """Float32 logits of ``states`` ``[..., width]`` for ``ids``, or for the whole vocabulary.
+    """Compute logits in float32, as neighbouring bfloat16 numbers between 16 and 32 are 0.125 apart.
 
-    Neighbouring bfloat16 numbers between 16 and 32 are 0.125 apart, so the product is taken in
-    float32. Gemma 2's final cap is applied: ``cap * tanh(logits / cap)``.
+    Gemma 2's final cap is applied: ``cap * tanh(logits / cap)`` (arXiv:2408.00118).
+
+    Args:
+        model: its LM head is used.
+        states: hidden states ``[..., width]``.
+        ids: vocabulary entries; None for all of them.
+
+    Returns:
+        Float32 ``[..., len(ids)]`` or ``[..., vocabulary]``.
     """
     base = causal_lm(model)
     weight = cast(nn.Linear, base.get_output_embeddings()).weight  # type: ignore[operator]
@@ -33,12 +40,12 @@ def head_logits(model: nn.Module, states: Tensor, ids: Sequence[int] | None = No
 
 
 class _Float32Head(torch.autograd.Function):
-    """``states @ weight.T`` in float32 for a frozen bfloat16 weight, without a float32 copy of all of it.
+    """``states @ weight.T`` in float32 for a frozen weight in any dtype, without a float32 copy of all of it.
 
     A copy of Gemma 2's head would take 3.7 GB, and autograd would keep it for the backward pass.
     """
 
-    ENTRIES = 16_384  # vocabulary entries in float32 at a time
+    ENTRIES = 16_384  # vocabulary entries that are cast to float32 at a time
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
@@ -59,33 +66,37 @@ class _Float32Head(torch.autograd.Function):
 
 
 def answer_scores(decoder: Decoder, batch: Batch, answer_ids: AnswerIds) -> Tensor:
-    """Float32 ``[rows, 3]`` whose softmax is the prediction.
+    """Compute scores, float32 ``[rows, 3]``, whose softmax is the prediction.
 
-    Single-token answers: their logits at the slot. Longer answers: the sum of the log-probabilities of
-    their tokens, each given those before it.
+    They are the logits of single-token answers; of longer answers, the sum of the log-probabilities of their
+    tokens, each given those before it.
     """
-    if _single(answer_ids):
-        return head_logits(decoder.model, _at_slots(decoder, batch), [ids[0] for ids in answer_ids])
+    if _all_single(answer_ids):
+        return head_logits(decoder.model, _slot_states(decoder, batch), [ids[0] for ids in answer_ids])
     return torch.stack([_answer_log_probability(decoder, batch, ids) for ids in answer_ids], dim=1)
 
 
 def answer_probabilities(decoder: Decoder, batch: Batch, answer_ids: AnswerIds) -> Tensor:
-    """Float32 ``[rows, 3]`` in ``LABELS`` order, each row summing to 1."""
+    """Compute probabilities, float32 ``[rows, 3]`` in ``LABELS`` order; each row sums to 1."""
     return answer_scores(decoder, batch, answer_ids).softmax(dim=-1)
 
 
 def answer_loss(
     decoder: Decoder, batch: Batch, answer_ids: AnswerIds, kind: Literal["vocabulary", "answers"]
 ) -> Tensor:
-    """Sum over the rows of the cross-entropy against ``batch.targets``; a float32 scalar.
+    """Sum the rows' cross-entropy against ``batch.targets``; a float32 scalar.
 
-    ``answers``: over the three answers only. ``vocabulary``: next-token loss over the whole
-    vocabulary (for longer answers, over all their tokens).
+    Args:
+        decoder: the model to run.
+        batch: rows with targets.
+        answer_ids: token ids of the three answers.
+        kind: ``answers``: over the three answers only; ``vocabulary``: next-token loss over the whole
+            vocabulary (of longer answers, over all their tokens).
     """
     if kind == "answers":
         log_probabilities = answer_scores(decoder, batch, answer_ids).log_softmax(dim=-1)
-    elif _single(answer_ids):
-        logits = head_logits(decoder.model, _at_slots(decoder, batch))
+    elif _all_single(answer_ids):
+        logits = head_logits(decoder.model, _slot_states(decoder, batch))
         answers = logits[:, [ids[0] for ids in answer_ids]]
         log_probabilities = answers - logits.logsumexp(dim=-1, keepdim=True)
     else:
@@ -93,17 +104,17 @@ def answer_loss(
     return -(batch.targets * log_probabilities).sum()
 
 
-def _single(answer_ids: AnswerIds) -> bool:
+def _all_single(answer_ids: AnswerIds) -> bool:
     return all(len(ids) == 1 for ids in answer_ids)
 
 
-def _at_slots(decoder: Decoder, batch: Batch) -> Tensor:
-    """``[rows, width]``"""
+def _slot_states(decoder: Decoder, batch: Batch) -> Tensor:
+    """Hidden states at the answer slots, ``[rows, width]``."""
     return decoder(batch.input_ids, batch.lengths).squeeze(1)
 
 
 def _answer_log_probability(decoder: Decoder, batch: Batch, ids: Sequence[int]) -> Tensor:
-    """``log p(ids | prompt)`` for each row: all but the last token of the answer follow the prompt."""
+    """``log p(ids | prompt)``, float32 ``[rows]``; all but the last answer token extend the prompt."""
     answer = torch.tensor(ids, device=batch.input_ids.device)
     rows = torch.split(batch.input_ids, list(batch.lengths))
     extended = torch.cat([part for row in rows for part in (row, answer[:-1])])

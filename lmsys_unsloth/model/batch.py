@@ -1,4 +1,4 @@
-"""Token ids → batches: which rows are computed together, and which are averaged in one optimiser step."""
+"""Token ids → batches of rows that are computed together."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 MicroBatch = tuple[int, ...]
+"""Indices of rows that are computed together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows one behind the other, without padding; each ends where its answer must follow."""
+    """Rows concatenated without padding; each ends where its answer must follow."""
 
     input_ids: Tensor
     """int64 ``[tokens]``."""
     lengths: tuple[int, ...]
-    """Tokens of each row. Plain numbers: reading them never waits for a GPU."""
+    """Number of tokens of each row; Python integers, so that reading them never waits for a GPU."""
     targets: Tensor
     """float32 ``[rows, 3]``: probability of each answer in ``LABELS`` order; zeros when unlabelled."""
 
@@ -28,46 +29,44 @@ class Batch:
 
     @property
     def padded_tokens(self) -> int:
-        """What budgets count: rows times the longest of them."""
+        """Number of rows × number of tokens of the longest, which budgets limit."""
         return len(self) * max(self.lengths)
 
     def to(self, device: torch.device) -> Batch:
         return Batch(self.input_ids.to(device), self.lengths, self.targets.to(device))
 
     def split(self, tokens: int) -> list[Batch]:
-        """The same rows in batches of at most so many padded tokens; a longer row stays alone.
+        """Split the rows into batches of at most ``tokens`` padded tokens; a longer row forms its own batch.
 
         >>> batch = collate([np.arange(4), np.arange(5), np.arange(2)], [(0, 0, 0)] * 3)
         >>> [part.lengths for part in batch.split(10)]
         [(4, 5), (2,)]
         """
-        ids, rows = torch.split(self.input_ids, list(self.lengths)), range(len(self))
+        ids, units = torch.split(self.input_ids, list(self.lengths)), [(row,) for row in range(len(self))]
         return [
             Batch(
                 torch.cat([ids[row] for row in part]),
                 tuple(self.lengths[row] for row in part),
                 self.targets[list(part)],
             )
-            for part in split_by_budget(
-                [(row,) for row in rows], self.lengths, tokens, rows_per_batch=len(self)
-            )
+            for part in split_by_budget(units, self.lengths, tokens, rows_per_batch=len(self))
         ]
 
 
 def collate(ids: Sequence[np.ndarray], targets: Sequence[Sequence[float]]) -> Batch:
-    """Put rows one behind the other.
+    """Concatenate rows of token ids and their targets ``[rows, 3]``.
 
     >>> batch = collate([np.array([5, 6, 7]), np.array([8])], [(1, 0, 0), (0, 0, 1)])
     >>> batch.input_ids.tolist(), batch.lengths
     ([5, 6, 7, 8], (3, 1))
     """
-    joined = np.concatenate([np.asarray(row_ids, dtype=np.int64) for row_ids in ids])
+    concatenated = np.concatenate([np.asarray(row_ids, dtype=np.int64) for row_ids in ids])
     lengths = tuple(len(row_ids) for row_ids in ids)
-    return Batch(torch.from_numpy(joined), lengths, torch.tensor(np.asarray(targets, dtype=np.float32)))
+    return Batch(torch.from_numpy(concatenated), lengths, torch.tensor(np.asarray(targets, dtype=np.float32)))
 
 
 def target(label: int | None, soft_label: Sequence[float] | None) -> tuple[float, ...]:
-    """What a row is trained towards: its soft label, else its label one-hot, else zeros.
+    """Return the target distribution of a row: its soft label, else its label one-hot, else zeros.
 
     >>> target(1, None)
     (0.0, 1.0, 0.0)
@@ -76,9 +75,9 @@ def target(label: int | None, soft_label: Sequence[float] | None) -> tuple[float
 
 
 def by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[MicroBatch]:
-    """All rows once, longest first, in batches of at most ``tokens_per_batch`` padded tokens.
+    """Group all rows by length into batches of at most ``tokens_per_batch`` padded tokens.
 
-    Longest first, so that a batch too large for the memory fails at once and not at the end.
+    The longest come first, so that running out of memory happens at the start and not at the end.
 
     >>> by_length([3, 9, 4], tokens_per_batch=9)
     [(1,), (2, 0)]
@@ -92,7 +91,14 @@ def by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[MicroBatch]
 def split_by_budget(
     units: Sequence[Sequence[int]], lengths: Sequence[int], tokens_per_batch: int, rows_per_batch: int
 ) -> Iterator[MicroBatch]:
-    """Neighbouring units together as long as rows × longest stays within the budget."""
+    """Group neighbouring units into batches.
+
+    Args:
+        units: row indices that must stay together.
+        lengths: number of tokens of each row.
+        tokens_per_batch: maximum rows × longest row of a batch; a larger unit forms its own batch.
+        rows_per_batch: maximum rows of a batch.
+    """
     batch: list[int] = []
     longest = 0
     for unit in units:

@@ -1,13 +1,13 @@
-"""Token ids → hidden states at the answer slot, and nothing that they do not need.
+"""Token ids → hidden states at the answer slot.
 
-Two decoders compute the same: :class:`FastDecoder` for use, :class:`OrdinaryDecoder` (the model's own
-forward over padded rows) to compare with and for ``train.fast=false``. What the fast one leaves out:
+Two decoders compute the same: :class:`FastDecoder`, and :class:`ReferenceDecoder`, which is the model's own
+forward pass over padded rows (``train.fast=false``). The fast one leaves out:
 
-- padding: rows lie one behind the other;
-- the last layer's queries, output projection and MLP, and the final norm, at all positions but the slot
-  (its keys and values are needed everywhere);
-- activations of layers below the first adapter (``lora.first_layer``), which get no gradient, and, as far
-  as memory demands it, of others, which are then computed again in the backward pass.
+- padding: rows are concatenated;
+- queries, output projection and MLP of the last layer, and the final norm, at all positions but the slot (the
+  last layer's keys and values are needed everywhere);
+- activations of layers below the first adapter (``lora.first_layer``), which get no gradient, and, as far as
+  memory demands it, of others, which are then recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -21,42 +21,50 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from lmsys_unsloth.model import attention, layers, memory
-from lmsys_unsloth.model.attention import PackedRows
+from lmsys_unsloth.model import attention, layers
 from lmsys_unsloth.model.layers import Kernels
+from lmsys_unsloth.model.memory import WORKSPACE, Shape, layer_bytes_per_token, micro_batch_bytes
+from lmsys_unsloth.model.packing import PackedRows
+
+RopeTable = tuple[Tensor, Tensor]
+"""Cosines and sines ``[tokens, 1, head_dim / 2]``."""
 
 
 class Decoder(Protocol):
-    """Runs a model up to, and without, its LM head."""
+    """Runs a model up to, but without, its LM head."""
 
     @property
     def model(self) -> nn.Module: ...
 
     def __call__(self, input_ids: Tensor, lengths: Sequence[int], last: int = 1) -> Tensor:
-        """Hidden states ``[rows, last, width]`` after the final norm at each row's last positions.
+        """Compute hidden states after the final norm at the last positions of each row.
 
         Args:
-            input_ids: int64 ``[tokens]``, rows one behind the other.
-            lengths: tokens of each row.
+            input_ids: concatenated rows, int64 ``[tokens]``.
+            lengths: number of tokens of each row.
+            last: number of positions per row.
+
+        Returns:
+            ``[rows, last, width]``.
         """
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
-    """The transformers model inside an optional PEFT wrapper."""
+    """Return the transformers model inside an optional PEFT wrapper."""
     unwrap = getattr(model, "get_base_model", None)
     return cast(nn.Module, unwrap()) if unwrap else model
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """What the model computes in: the dtype of its embeddings, which are never quantised."""
+    """Return the dtype that the model computes in: that of its embeddings, which are never quantised."""
     return cast(torch.dtype, cast(Any, causal_lm(model)).get_input_embeddings().weight.dtype)
 
 
-class OrdinaryDecoder:
-    """The model's own forward over rows padded on the right, every position in every layer.
+class ReferenceDecoder:
+    """The model's own forward pass over rows padded on the right.
 
-    No attention mask is needed: attention is causal and the padding comes after the answer slot, so
-    nothing that is read has seen it.
+    No attention mask is needed: attention is causal and the padding follows the answer slot, so no position
+    that is read attends to padding.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -73,15 +81,11 @@ class OrdinaryDecoder:
         return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
 
 
-WORKSPACE = 2
-"""What a forward and backward pass need for a moment, in layers' worth of kept activations."""
-
-
 class FastDecoder:
-    """Llama's and Gemma 2's decoder over the loaded model's own modules, on packed rows.
+    """Llama's and Gemma 2's decoder on packed rows, computed with the loaded model's own modules.
 
     Args:
-        model: a transformers Llama or Gemma 2, plain or with PEFT adapters, 4-bit or not.
+        model: a transformers Llama or Gemma 2, with or without PEFT adapters and 4-bit weights.
         kernels: unsloth's, for CUDA; None for plain PyTorch.
 
     Raises:
@@ -97,65 +101,82 @@ class FastDecoder:
                 f"model_type {self.config.model_type!r}: the fast decoder knows llama and gemma2"
             )
         self.gemma = self.config.model_type == "gemma2"
+        self.cap: float | None = self.config.attn_logit_softcapping if self.gemma else None
         self.layers: list[Any] = list(self.decoder.layers)
         trained = [any(p.requires_grad for p in layer.parameters()) for layer in self.layers]
         self.first_trained = trained.index(True) if any(trained) else len(trained)
         self.checkpointed = 0
-        """So many layers from the first trained one on keep only their input for the backward pass."""
+        """Number of layers, from the first trained one on, that keep only their input for backward."""
 
     def __call__(self, input_ids: Tensor, lengths: Sequence[int], last: int = 1) -> Tensor:
         rows = PackedRows(tuple(lengths), tuple(lengths), input_ids.device)
         with torch.no_grad():
-            x = self._embedded(input_ids)
-            table = layers.rotary_table(self.config, rows.positions, x.dtype)
-        wants_gradient = torch.is_grad_enabled()
+            x = self._embed(input_ids)
+            table = layers.rope_table(self.config, rows.positions, x.dtype)
+        gradients = torch.is_grad_enabled()
         for index in range(len(self.layers) - 1):
-            with torch.set_grad_enabled(wants_gradient and index >= self.first_trained):
-                x = self._kept_or_checkpointed(index, x, rows, table)
-        x = self._layer(len(self.layers) - 1, x, rows, table, wanted=last)
+            with torch.set_grad_enabled(gradients and index >= self.first_trained):
+                if torch.is_grad_enabled() and index - self.first_trained < self.checkpointed:
+                    x = cast(Tensor, checkpoint(self._layer, index, x, rows, table, use_reentrant=False))
+                else:
+                    x = self._layer(index, x, rows, table)
+        x = self._layer(len(self.layers) - 1, x, rows, table, last=last)
         return self._norm(self.decoder.norm, x).view(len(lengths), last, -1)
 
     @property
     def all_checkpointed(self) -> bool:
-        return self.checkpointed >= len(self.layers) - self.first_trained - 1  # the last layer keeps little
+        """Whether checkpointing more layers would save nothing; the last layer keeps little."""
+        return self.checkpointed >= len(self.layers) - self.first_trained - 1
 
-    def activation_bytes(self, row_length: int) -> float:
-        """What one token of such a row keeps for the backward pass in a layer that is not checkpointed.
+    def activation_bytes(self, row_length: int) -> int:
+        """Return the bytes per token that a trained layer keeps for rows of a length, unless checkpointed."""
+        layer, dtype = self.layers[min(self.first_trained, len(self.layers) - 1)], compute_dtype(self.model)
+        names = [(name.rpartition(".")[2], module) for name, module in layer.named_modules()]
+        adapted = {name: module for name, module in names if hasattr(module, "lora_A")}
+        dropouts = [part for module in adapted.values() for part in module.lora_dropout.values()]
+        rows = PackedRows((row_length,), (row_length,), self.decoder.embed_tokens.weight.device)
+        return layer_bytes_per_token(
+            Shape.from_config(self.config.to_dict()),
+            row_length,
+            itemsize=dtype.itemsize,
+            ranks={name: sum(module.r.values()) for name, module in adapted.items()},
+            dropout=any(isinstance(part, nn.Dropout) for part in dropouts),
+            flash=attention.choose_attention(rows, dtype, self.cap) is not attention.row_by_row,
+            fused=self.kernels is not None and layers.fused_function(layer.mlp, "forward") is not None,
+        )
 
-        Measured, so that it holds for any dtype, rank, kernel and kind of attention.
+    def max_micro_batch_tokens(self, row_length: int, free_bytes: float) -> int:
+        """Return the largest micro-batch, in tokens, that fits into ``free_bytes`` without checkpoints.
+
+        Args:
+            row_length: number of tokens of the longest row.
+            free_bytes: memory for activations.
         """
-        measured = []
-        for count in (1, 2):  # the difference leaves out what does not grow with the batch
-            lengths = (row_length,) * count
-            device = self.decoder.embed_tokens.weight.device
-            ids = torch.zeros(sum(lengths), dtype=torch.int64, device=device)
-            rows = PackedRows(lengths, lengths, device)
-            with torch.no_grad():
-                x = self._embedded(ids)
-                table = layers.rotary_table(self.config, rows.positions, x.dtype)
-            x.requires_grad_()  # as behind another trained layer: its norm then keeps its input
-            with torch.enable_grad(), memory.kept_for_backward(self.model) as kept:
-                held = self._layer(min(self.first_trained, len(self.layers) - 1), x, rows, table)
-            del held
-            measured.append(kept.bytes)
-        return (measured[1] - measured[0]) / row_length
-
-    def tokens_kept(self, row_length: int, free_bytes: float) -> int:
-        """The largest micro-batch that fits into ``free_bytes`` without a checkpointed layer."""
         trained = len(self.layers) - self.first_trained
         return int(free_bytes / ((trained + WORKSPACE) * self.activation_bytes(row_length)))
 
     def checkpoints_needed(self, tokens: int, row_length: int, free_bytes: float) -> int:
-        """The fewest checkpointed layers with which a micro-batch of ``tokens`` fits into ``free_bytes``."""
-        kept = self.activation_bytes(row_length) * tokens
-        trained = len(self.layers) - self.first_trained
-        weight = self.decoder.embed_tokens.weight
-        entry = tokens * weight.shape[1] * weight.element_size()
-        needed = [count * entry + (trained - count + WORKSPACE) * kept for count in range(trained)]
-        return next((count for count, size in enumerate(needed) if size < free_bytes), trained)
+        """Return the fewest checkpointed layers with which a micro-batch fits into ``free_bytes``.
 
-    def _embedded(self, input_ids: Tensor) -> Tensor:
-        """``[1, tokens, width]``; unsloth's kernels want the leading dimension."""
+        Args:
+            tokens: number of tokens of the micro-batch.
+            row_length: number of tokens of its longest row.
+            free_bytes: memory for activations.
+        """
+        trained, weight = len(self.layers) - self.first_trained, self.decoder.embed_tokens.weight
+        per_token = self.activation_bytes(row_length)
+        checkpoint_per_token = weight.shape[1] * weight.element_size()
+        for count in range(trained):
+            needed = micro_batch_bytes(
+                tokens, per_token=per_token, checkpoint_per_token=checkpoint_per_token, trained=trained,
+                checkpointed=count,
+            )  # fmt: skip
+            if needed < free_bytes:
+                return count
+        return trained
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        """Return embeddings ``[1, tokens, width]``; unsloth's kernels expect the leading dimension."""
         weight = self.decoder.embed_tokens.weight
         x = F.embedding(input_ids, weight)[None]
         if self.gemma:
@@ -163,58 +184,35 @@ class FastDecoder:
             x = x * torch.tensor(self.config.hidden_size**0.5, dtype=weight.dtype, device=x.device)
         return x
 
-    def _kept_or_checkpointed(
-        self, index: int, x: Tensor, rows: PackedRows, table: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        trained_before = index - self.first_trained
-        if torch.is_grad_enabled() and 0 <= trained_before < self.checkpointed:
-            return cast(Tensor, checkpoint(self._layer, index, x, rows, table, use_reentrant=False))
-        return self._layer(index, x, rows, table)
-
     def _layer(
-        self,
-        index: int,
-        x: Tensor,
-        rows: PackedRows,
-        table: tuple[Tensor, Tensor],
-        wanted: int | None = None,
+        self, index: int, x: Tensor, rows: PackedRows, table: RopeTable, last: int | None = None
     ) -> Tensor:
-        """One layer for ``x`` ``[1, tokens, width]``; with ``wanted``, only at each row's last positions."""
+        """Compute one layer of ``x`` ``[1, tokens, width]``, optionally for each row's last positions only.
+
+        Returns:
+            ``[1, tokens, width]``, or ``[1, rows * last, width]``.
+        """
         layer = self.layers[index]
+        own, kernels, q_table = layer.self_attn, self.kernels, table
         h = self._norm(layer.input_layernorm, x)
-        if wanted is None:
-            q, k, v = layers.queries_keys_values(layer.self_attn, h, self.kernels)
-            asking, kernels, q_table = rows, self.kernels, table
+        if last is None:
+            q, k, v = layers.project_qkv(own, h, kernels)
         else:
-            chosen, asking = rows.last(wanted)
-            q = layers.linear(layer.self_attn.q_proj, h[:, chosen])
-            k, v = (layers.linear(p, h) for p in (layer.self_attn.k_proj, layer.self_attn.v_proj))
+            chosen, rows = rows.select_last(last)
+            q = layers.linear(own.q_proj, h[:, chosen])
+            k, v = (layers.linear(projection, h) for projection in (own.k_proj, own.v_proj))
             x, kernels, q_table = x[:, chosen], None, (table[0][chosen], table[1][chosen])
-        heads = self._attend(index, q, k, v, asking, q_table, table)
-        h = layers.attention_output(layer.self_attn, heads, kernels)
+        q, k, v = (states.view(states.shape[1], -1, own.head_dim) for states in (q, k, v))
+        q, k = layers.apply_rope(q, q_table), layers.apply_rope(k, table)
+        attend = attention.choose_attention(rows, q.dtype, self.cap)
+        heads = attend(q, k, v, rows, own.scaling, self.cap, self._window(index)).reshape(1, len(q), -1)
+        h = layers.project_output(own, heads, kernels)
         if self.gemma:
             x = x + self._norm(layer.post_attention_layernorm, h)
             h = layers.gated_mlp(layer.mlp, self._norm(layer.pre_feedforward_layernorm, x), kernels)
             return x + self._norm(layer.post_feedforward_layernorm, h)
         x = x + h
         return x + layers.gated_mlp(layer.mlp, self._norm(layer.post_attention_layernorm, x), kernels)
-
-    def _attend(
-        self,
-        index: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        rows: PackedRows,
-        q_table: tuple[Tensor, Tensor],
-        k_table: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        own = self.layers[index].self_attn
-        q, k, v = (x.view(x.shape[1], -1, own.head_dim) for x in (q, k, v))
-        q, k = layers.rotated(q, q_table), layers.rotated(k, k_table)
-        cap = self.config.attn_logit_softcapping if self.gemma else None
-        attend = attention.best(rows, q.dtype, cap)
-        return attend(q, k, v, rows, own.scaling, cap, self._window(index)).reshape(1, len(q), -1)
 
     def _window(self, index: int) -> int | None:
         kinds = getattr(self.config, "layer_types", None)

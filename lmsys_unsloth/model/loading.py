@@ -1,15 +1,8 @@
-"""Loading, adapting and saving language models: the only module that imports unsloth."""
+"""Loading, adapting and saving language models."""
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import io
 import logging
-import os
-import shutil
-import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -18,9 +11,11 @@ from torch import nn
 
 from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
 from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.files import replacing_folder
 from lmsys_unsloth.model import memory, smollm2
-from lmsys_unsloth.model.decoder import Decoder, FastDecoder, OrdinaryDecoder, compute_dtype
+from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, compute_dtype
 from lmsys_unsloth.model.layers import Kernels
+from lmsys_unsloth.model.unsloth_import import import_unsloth, output_to_log
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,43 +27,15 @@ _TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "chat_template*", "
 _WEIGHT_FILES = [*_TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json", "generation_config.json"]
 
 
-def import_unsloth() -> Any:
-    """Import unsloth, which must come before transformers, trl and peft; takes 7 to 30 s the first time.
-
-    unsloth writes Python code that it then imports; it gets a private folder for that, so that nobody
-    else can place code there and two runs never share it.
-    """
-    if "unsloth" not in sys.modules:
-        folder = tempfile.mkdtemp(prefix="unsloth-compiled-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        os.environ["UNSLOTH_COMPILE_LOCATION"] = folder
-        log.info("importing unsloth")
-        for noisy in ("bitsandbytes", "datasets"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-    with _quiet():
-        import unsloth
-        from transformers.utils import logging as transformers_logging
-    transformers_logging.disable_progress_bar()
-    return unsloth
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Send what a library prints to the debug log: a run's output is its own."""
-    captured = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(captured):
-            yield
-    finally:
-        for line in filter(None, map(str.strip, captured.getvalue().splitlines())):
-            log.debug("%s", line)
-
-
 def local_folder(config: ModelConfig, *, weights: bool) -> Path:
-    """The folder that holds the model's tokenizer and, when asked for, its weights.
+    """Return the folder that holds the model's tokenizer, downloading or converting it where needed.
+
+    Args:
+        config: which model.
+        weights: the folder must hold the model's weights too.
 
     Raises:
-        UserError: the hub is out of reach and nothing is cached, or the named folder lacks files.
+        UserError: the hub can't be reached and nothing is cached, or the configured folder lacks files.
     """
     if config.path is not None:
         folder = Path(config.path)
@@ -85,10 +52,10 @@ def local_folder(config: ModelConfig, *, weights: bool) -> Path:
 
 
 def require_available(config: ModelConfig) -> None:
-    """Check that the model's files can be had, before slow imports.
+    """Check that the model's tokenizer can be loaded; imports neither unsloth nor transformers.
 
     Raises:
-        UserError: as :func:`local_folder`.
+        UserError: as :func:`local_folder`, or the Python package with the weights is not installed.
     """
     if config.path is None and config.package is not None:
         smollm2.require_package()
@@ -117,28 +84,35 @@ def _download(config: ModelConfig, patterns: list[str]) -> Path:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer, unchanged."""
+    """Load the model's own tokenizer, unchanged.
+
+    Raises:
+        UserError: as :func:`local_folder`, before the slow import of unsloth.
+    """
+    folder = local_folder(config, weights=False)
     import_unsloth()
     from transformers import AutoTokenizer
 
-    folder = local_folder(config, weights=False)
     return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Module:
-    """The base model through unsloth, in 4-bit NF4 unless the configuration says otherwise.
+    """Load the base model through unsloth, in 4-bit NF4 unless the configuration says otherwise.
 
     Args:
+        config: which model, and in what form.
         train: how it will be trained; None for scoring only.
+
+    Raises:
+        UserError: as :func:`local_folder`.
     """
-    unsloth = import_unsloth()
     folder = local_folder(config, weights=True)
+    unsloth = import_unsloth()
     log.info("loading %s (%s)", config.name, "4-bit" if config.load_in_4bit else config.dtype)
-    on_cpu = not torch.cuda.is_available()
     options: dict[str, Any] = {}
-    if config.architecture == "gemma2" and on_cpu:
+    if config.architecture == "gemma2" and not torch.cuda.is_available():
         options["attn_implementation"] = "eager"  # SDPA can't cap attention logits
-    with _quiet():
+    with output_to_log():
         model, _ = unsloth.FastLanguageModel.from_pretrained(
             str(folder),
             max_seq_length=config.max_seq_length,
@@ -153,15 +127,18 @@ def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Modu
     return cast(nn.Module, model)
 
 
-RESIDENT_SHARE = 0.25
-"""Of the free memory, what dequantised weights may take besides: the rest is for activations."""
-
-
 def make_resident(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -> int:
-    """Replace 4-bit layers by plain ones with the same values, dequantised once, and return their number.
+    """Replace 4-bit linear layers by plain ones with the same values, if memory allows it.
 
-    QLoRA trains against exactly these values and computes them again at every pass: at 1,000 tokens a
-    micro-batch that is a quarter of a step of Llama 3 8B.
+    QLoRA trains against exactly these values, but computes them anew at every pass, which takes a quarter of
+    a step of Llama 3 8B at 1,000 tokens a micro-batch.
+
+    Args:
+        model: changed in place.
+        resident: ``model.resident``; see :func:`~lmsys_unsloth.model.memory.should_dequantise`.
+
+    Returns:
+        The number of replaced layers.
     """
     import bitsandbytes as bnb
 
@@ -169,8 +146,7 @@ def make_resident(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -
     quantised: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, kind)}
     weights = sum(module.in_features * module.out_features for module in quantised.values())
     dtype = compute_dtype(model)
-    extra = weights * (dtype.itemsize - 0.56)  # NF4 with its block scales has 4.5 bits a weight
-    if resident == "4bit" or (resident == "auto" and extra > RESIDENT_SHARE * memory.free_bytes()):
+    if not memory.should_dequantise(resident, weights, dtype.itemsize, memory.free_bytes()):
         return 0
     for name, module in quantised.items():
         values = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
@@ -183,14 +159,14 @@ def make_resident(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -
 
 
 def _unsloth_checkpointing(train: TrainConfig | None) -> str | bool:
-    """The fast decoder checkpoints by itself; on the ordinary path unsloth does."""
+    """unsloth checkpoints layers for the reference decoder only; the fast one does so by itself."""
     return "unsloth" if train is not None and not train.fast and train.checkpoint == "all" else False
 
 
-def decoder(model: nn.Module, *, fast: bool) -> Decoder:
-    """What runs the model: packed rows on unsloth's kernels where there is a GPU, or its own forward."""
+def make_decoder(model: nn.Module, *, fast: bool) -> Decoder:
+    """Return the fast decoder, with unsloth's kernels where there is a GPU, or the reference decoder."""
     if not fast:
-        return OrdinaryDecoder(model)
+        return ReferenceDecoder(model)
     if not torch.cuda.is_available():
         return FastDecoder(model)
     import_unsloth()
@@ -200,7 +176,11 @@ def decoder(model: nn.Module, *, fast: bool) -> Decoder:
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, train: TrainConfig, *, seed: int) -> PeftModel:
-    """Put fresh LoRA adapters on the model; only they are trained."""
+    """Add new LoRA adapters to the base model; only they are trained.
+
+    Raises:
+        UserError: ``lora.first_layer`` is above the model's last layer.
+    """
     unsloth = import_unsloth()
     depth = cast(Any, model).config.num_hidden_layers
     if config.first_layer >= depth:
@@ -209,7 +189,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, train: TrainConfig, *, se
             "so nothing would be trained.\n"
             f"  Choose 0 to {depth - 1}."
         )
-    with _quiet():
+    with output_to_log():
         adapted = unsloth.FastLanguageModel.get_peft_model(
             model,
             r=config.r,
@@ -226,7 +206,7 @@ def add_adapters(model: nn.Module, config: LoraConfig, train: TrainConfig, *, se
 
 
 def load_adapters(model: nn.Module, folder: Path) -> PeftModel:
-    """Put trained adapters on the base model they were trained on.
+    """Load trained adapters onto the base model that they were trained on.
 
     Raises:
         UserError: the folder holds no adapters in safetensors format.
@@ -243,21 +223,13 @@ def load_adapters(model: nn.Module, folder: Path) -> PeftModel:
 
 
 def remove_adapters(model: PeftModel) -> nn.Module:
-    """The base model without its adapters, ready for others; the adapters are lost."""
+    """Discard the adapters that :func:`load_adapters` loaded and return the base model, ready for others."""
     return cast(nn.Module, model.unload())
 
 
 def save_adapters(model: PeftModel, folder: Path, config: ModelConfig) -> None:
-    """Write the adapters as PEFT does, whole or not at all, naming the base model and no local path."""
+    """Write the adapters in PEFT's format, atomically, naming the base model and no local path."""
     model.peft_config["default"].base_model_name_or_path = config.repo or config.name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replacing_folder(folder) as work:
         # Embeddings are never trained; "auto" would ask the hub whether they changed.
         model.save_pretrained(work, safe_serialization=True, save_embedding_layers=False)
-        work.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

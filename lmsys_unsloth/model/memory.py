@@ -1,28 +1,40 @@
-"""How much memory a run holds and will need, and giving back what it holds without need."""
+"""Memory that a run uses, what its weights and activations will need, and returning what has been freed."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
+
+from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
+from lmsys_unsloth.model.attention import has_flash_attention
+
+NF4_BYTES = 0.5 + 4 / 64
+"""Bytes per NF4 weight: 4 bits, and a float32 scale per block of 64 weights (QLoRA, arXiv:2305.14314)."""
+
+RESIDENT_SHARE = 0.25
+"""Fraction of free memory that dequantised weights may use on top of their 4-bit form; activations need the
+rest."""
+
+WORKSPACE = 2
+"""Temporary memory of a forward and backward pass, in layers' worth of kept activations."""
 
 
 def peak_gb() -> float:
-    """Most memory held so far: of the GPU where there is one, else of this process; in 10⁹ bytes."""
+    """Return the peak memory of the GPU, or of this process where there is none, in 10⁹ bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def free_bytes() -> int:
-    """Memory that tensors can still get, of the GPU where there is one, else of this machine."""
+    """Return the memory that tensors can still get, of the GPU, or of this machine where there is none."""
     if not torch.cuda.is_available():
         return int(psutil.virtual_memory().available)
     unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -30,46 +42,189 @@ def free_bytes() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that a tensor did not fit; on a CPU it is a plain RuntimeError."""
+    """Whether ``error`` says that memory was too small for a tensor; on a CPU it is a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-@dataclass
-class Kept:
-    """Bytes that autograd keeps for the backward pass."""
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a Llama or Gemma 2 model."""
 
-    bytes: int = 0
+    width: int
+    inner: int
+    """Width of the gated MLP."""
+    depth: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    vocabulary: int
+    is_gemma: bool
+    is_tied: bool
+    """Whether the LM head is the embedding matrix."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Shape:
+        """Read the entries of a model's ``config.json``; absent ones have transformers' defaults."""
+        is_gemma = config.get("model_type") == "gemma2"
+        width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+        return cls(
+            width=width,
+            inner=int(config["intermediate_size"]),
+            depth=int(config["num_hidden_layers"]),
+            heads=heads,
+            key_value_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or width // heads),
+            vocabulary=int(config["vocab_size"]),
+            is_gemma=is_gemma,
+            is_tied=bool(config.get("tie_word_embeddings", is_gemma)),
+        )
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of the linear layers of one decoder layer, by name."""
+        q, kv = self.heads * self.head_dim, self.key_value_heads * self.head_dim
+        return {
+            "q_proj": (self.width, q),
+            "k_proj": (self.width, kv),
+            "v_proj": (self.width, kv),
+            "o_proj": (q, self.width),
+            "gate_proj": (self.width, self.inner),
+            "up_proj": (self.width, self.inner),
+            "down_proj": (self.inner, self.width),
+        }
 
 
-@contextmanager
-def kept_for_backward(model: nn.Module) -> Iterator[Kept]:
-    """Counts what the forward passes inside keep, each storage once and the model's own weights not at all.
+def layer_bytes_per_token(
+    shape: Shape,
+    row_length: int,
+    *,
+    itemsize: int,
+    ranks: Mapping[str, int],
+    dropout: bool,
+    flash: bool,
+    fused: bool,
+) -> int:
+    """Count the bytes per token that a layer of the fast decoder keeps for the backward pass.
 
-    The results must be held until the end of the block, or a freed storage could be counted again.
+    They are added up tensor by tensor as autograd saves them; tests compare the sum with what it does save.
+
+    Args:
+        shape: of the model.
+        row_length: number of tokens of a row.
+        itemsize: bytes per number of the dtype that the model computes in.
+        ranks: LoRA rank by name of the adapted linear layers.
+        dropout: whether the adapters' inputs get dropout.
+        flash: whether one attention kernel runs over all rows (``varlen`` or ``flex``).
+        fused: whether unsloth's fused LoRA functions run.
     """
-    seen = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept = Kept()
+    sizes = shape.projections
+    q, kv = sizes["q_proj"][1], sizes["k_proj"][1]
+    kept = (4 if shape.is_gemma else 2) * (shape.width * itemsize + 4)  # norms: input and float32 scale
+    kept += 2 * shape.inner * itemsize  # gate and up; their product is recomputed
+    if flash or not shape.is_gemma:
+        # Queries, keys, values, output, and a float32 log-sum-exp per head, of which FlexAttention keeps two.
+        kept += (2 * q + 2 * kv) * itemsize + (8 if shape.is_gemma else 4) * shape.heads
+    else:
+        # Queries, keys and values of every head; for each pair of positions tanh, softmax, weights and mask.
+        kept += 3 * q * itemsize + (8 * shape.heads + 1) * row_length
+    inputs = {name: sizes[name][0] for name in ranks}
+    if dropout:  # each adapter has its own input and, on a CPU in the same dtype, its mask
+        return kept + itemsize * (2 * sum(inputs.values()) + sum(ranks.values()))
+    shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+    inputs = {shared.get(name, name): n for name, n in inputs.items()}
+    if flash:
+        inputs.pop("o_proj", None)  # the attention's output, counted already
+    if fused:
+        inputs.pop("down_proj", None)  # recomputed
+    products = 0 if fused else sum(ranks.values())  # of the inputs with the A matrices
+    return kept + itemsize * (sum(inputs.values()) + products)
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            kept.bytes += storage.nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield kept
+def micro_batch_bytes(
+    tokens: int, *, per_token: float, checkpoint_per_token: float, trained: int, checkpointed: int
+) -> float:
+    """Activations of a micro-batch, in bytes.
+
+    Args:
+        tokens: number of tokens of the micro-batch.
+        per_token: bytes that a layer keeps per token (:func:`layer_bytes_per_token`).
+        checkpoint_per_token: bytes that a checkpointed layer keeps per token: its input.
+        trained: number of layers that get gradients.
+        checkpointed: number of them that are checkpointed.
+    """
+    return tokens * (checkpointed * checkpoint_per_token + (trained - checkpointed + WORKSPACE) * per_token)
+
+
+def should_dequantise(resident: str, weights: int, itemsize: int, available: float) -> bool:
+    """Whether 4-bit weights are dequantised once.
+
+    Args:
+        resident: ``model.resident``.
+        weights: number of 4-bit weights.
+        itemsize: bytes per dequantised weight.
+        available: bytes that are free beside the 4-bit model.
+    """
+    extra = weights * (itemsize - NF4_BYTES)
+    return resident == "bf16" or (resident == "auto" and extra <= RESIDENT_SHARE * available)
+
+
+def forecast_memory(
+    model_config: Mapping[str, Any],
+    model: ModelConfig,
+    lora: LoraConfig,
+    train: TrainConfig,
+    *,
+    tokens: int,
+    row_length: int,
+) -> tuple[float, float]:
+    """Estimate the memory of a training before its model is loaded.
+
+    Args:
+        model_config: the model's ``config.json``.
+        model, lora, train: sections of the run's configuration.
+        tokens: maximum number of tokens of a micro-batch.
+        row_length: maximum number of tokens of a row.
+
+    Returns:
+        Bytes of the weights, and bytes of the activations of one micro-batch.
+    """
+    shape = Shape.from_config(model_config)
+    itemsize = 4 if model.dtype == "float32" else 2
+    linear = shape.depth * sum(inputs * outputs for inputs, outputs in shape.projections.values())
+    embeddings = shape.vocabulary * shape.width * (1 if shape.is_tied else 2)
+    weights = embeddings * itemsize + linear * (NF4_BYTES if model.load_in_4bit else itemsize)
+    if model.load_in_4bit and should_dequantise(model.resident, linear, itemsize, free_bytes() - weights):
+        weights += linear * (itemsize - NF4_BYTES)
+    half_on_gpu = torch.cuda.is_available() and itemsize == 2
+    per_token = layer_bytes_per_token(
+        shape,
+        min(row_length, tokens),
+        itemsize=itemsize,
+        ranks=dict.fromkeys(lora.target_modules, lora.r),
+        dropout=lora.dropout > 0,
+        flash=half_on_gpu and has_flash_attention(torch.device("cuda")),
+        fused=half_on_gpu and lora.dropout == 0,
+    )
+    trained = max(0, shape.depth - lora.first_layer)
+    activations = micro_batch_bytes(
+        tokens,
+        per_token=per_token,
+        checkpoint_per_token=shape.width * itemsize,
+        trained=trained,
+        checkpointed=trained if train.checkpoint == "all" else 0,
+    )
+    return weights, activations
 
 
 SLACK_GB = 2.0
-"""Freed memory worth giving back: less of it is soon used again, and to fetch it anew takes time."""
+"""Freed memory that is returned to the system, in 10⁹ bytes; less would soon be requested again."""
 
 
 class Releaser:
-    """Gives freed activations back to the system; does nothing on a GPU, whose allocator reuses them well.
+    """Returns freed activations to the system; does nothing on a GPU, whose allocator reuses them well.
 
-    glibc keeps freed blocks for itself, and batches of ever new shapes do not fit into the old ones: a
-    training of SmolLM2 that needs 3 GB grew to 9 GB within an epoch.
+    glibc keeps freed blocks, and batches of new shapes do not fit into them: a training of SmolLM2 that needs
+    3 GB grew to 9 GB within an epoch.
     """
 
     def __init__(self) -> None:
@@ -77,7 +232,7 @@ class Releaser:
         self._least = self._held()
 
     def release(self) -> None:
-        """To be called when a batch has been freed."""
+        """Return memory to the system if more than :data:`SLACK_GB` has been freed since the last time."""
         if torch.cuda.is_available() or self._held() < self._least + SLACK_GB * 1e9:
             return
         _malloc_trim()(0)

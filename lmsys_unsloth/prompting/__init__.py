@@ -1,1 +1,1 @@
-"""Comparison → prompt text → token ids up to the answer slot."""
+"""Prompts: rendering of comparisons as text, truncation to a token budget, and tokenisation."""

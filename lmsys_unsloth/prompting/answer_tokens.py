@@ -1,13 +1,14 @@
-"""The answer slot: each answer must be one token of its own, right where the prompt ends.
+"""Token ids of the answers in the answer slot, the position after the last token of the prompt.
 
-``"Tie"`` is one token after a space in Llama 3 and two without it; whether an answer is one token,
-and which, is known only in context. So it is checked there, before any weights are loaded:
-``ids(text + answer) == ids(text) + [answer id]``.
+Whether an answer is one token, and which, depends on the text before it: in Llama 3, ``"Tie"`` is one
+token after a space and two tokens without it. So the ids are determined and checked in the template's own
+context, before any weights are loaded: ``ids(text + answer) == ids(text) + [answer id]``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 from lmsys_unsloth.config.schema import PromptConfig
 from lmsys_unsloth.core.errors import UserError
@@ -15,27 +16,28 @@ from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.prompting.tokenization import Vocabulary
 
 AnswerIds = tuple[tuple[int, ...], ...]
-"""Token ids of the answers in :data:`~lmsys_unsloth.comparisons.LABELS` order."""
+"""Token ids of each answer, in :data:`~lmsys_unsloth.data.comparison.LABELS` order."""
 
 
-def answer_ids(vocabulary: Vocabulary, prompt: PromptConfig, contexts: Sequence[str]) -> AnswerIds:
-    """Ids of the three answers after each of ``contexts``, which must agree.
+def find_answer_ids(vocabulary: Vocabulary, prompt: PromptConfig, contexts: Sequence[str]) -> AnswerIds:
+    """Find the ids of the three answers, which must be the same after each of ``contexts``.
 
     Args:
-        contexts: rendered prompts from the last special token on, for different conversations.
+        vocabulary: the tokenizer.
+        prompt: the template.
+        contexts: rendered prompts of different conversations, from the last special token on.
 
     Raises:
         UserError: an answer merges with the text before it, has several tokens (unless the template
-            allows that), or equals or begins another; with the ids and spellings that would work.
+            allows that), or equals or begins another; with the ids, and spellings that would work.
     """
     problems: list[str] = []
     found: dict[str, tuple[int, ...]] = {}
     for label in LABELS:
         answer = getattr(prompt.answers, label)
-        per_context = [_continuation(vocabulary, context, answer) for context in contexts]
-        ids = per_context[0]
-        if ids is None or any(other != ids for other in per_context):
-            problems.append(_merges(vocabulary, label, answer, contexts[0]))
+        ids, *others = [_added_ids(vocabulary, context, answer) for context in contexts]
+        if ids is None or any(other != ids for other in others):
+            problems.append(_merge_problem(vocabulary, label, answer, contexts[0]))
         elif len(ids) > 1 and not prompt.multi_token_answers:
             pieces = ", ".join(f"{vocabulary.decode([i])!r} {i}" for i in ids)
             problems.append(
@@ -43,20 +45,20 @@ def answer_ids(vocabulary: Vocabulary, prompt: PromptConfig, contexts: Sequence[
             )
         else:
             found[label] = ids
-    problems += _clashes(prompt, found)
+    problems += _ambiguities(prompt, found)
     if problems:
         title = f"prompt={prompt.name}: the answers don't fit this tokenizer:"
         raise UserError("\n  ".join([title, *problems, *_proposals(vocabulary, prompt, contexts)]))
     return tuple(found[label] for label in LABELS)
 
 
-def _continuation(vocabulary: Vocabulary, context: str, answer: str) -> tuple[int, ...] | None:
-    """Ids that the answer adds to the context; None when it changes the context's own."""
+def _added_ids(vocabulary: Vocabulary, context: str, answer: str) -> tuple[int, ...] | None:
+    """Ids that the answer adds to those of the context; None if it changes those of the context."""
     before, whole = (tuple(ids.tolist()) for ids in vocabulary.encode([context, context + answer]))
     return whole[len(before) :] if whole[: len(before)] == before and len(whole) > len(before) else None
 
 
-def _merges(vocabulary: Vocabulary, label: str, answer: str, context: str) -> str:
+def _merge_problem(vocabulary: Vocabulary, label: str, answer: str, context: str) -> str:
     before, whole = (ids.tolist() for ids in vocabulary.encode([context, context + answer]))
     tail = context[-12:]
     return (
@@ -65,37 +67,32 @@ def _merges(vocabulary: Vocabulary, label: str, answer: str, context: str) -> st
     )
 
 
-def _clashes(prompt: PromptConfig, found: dict[str, tuple[int, ...]]) -> list[str]:
-    """Answers that can't be told apart: equal ones, or one that begins another."""
-    return [
-        f"answers.{one} = {getattr(prompt.answers, one)!r} {list(found[one])} "
-        + ("equals" if found[one] == found[other] else "begins")
-        + f" answers.{other} = {getattr(prompt.answers, other)!r} {list(found[other])}"
-        for one in found
-        for other in found
-        if one != other
-        and found[other][: len(found[one])] == found[one]
-        and (found[one] != found[other] or LABELS.index(one) < LABELS.index(other))
-    ]
+def _ambiguities(prompt: PromptConfig, found: dict[str, tuple[int, ...]]) -> list[str]:
+    """Pairs of answers whose ids are equal, or where the ids of one begin with those of the other."""
+    problems = []
+    for pair in combinations(found, 2):
+        one, other = sorted(pair, key=lambda label: len(found[label]))
+        if found[other][: len(found[one])] == found[one]:
+            relation = "equals" if found[one] == found[other] else "begins"
+            first, second = (
+                f"answers.{label} = {getattr(prompt.answers, label)!r} {list(found[label])}"
+                for label in (one, other)
+            )
+            problems.append(f"{first} {relation} {second}")
+    return problems
 
 
 def _proposals(vocabulary: Vocabulary, prompt: PromptConfig, contexts: Sequence[str]) -> list[str]:
     """For each outcome, spellings that are one token here."""
     lines = []
     for label in LABELS:
-        words = (getattr(prompt.answers, label).strip(), label, label.upper(), label.capitalize())
-        spellings = dict.fromkeys(
-            lead + word
-            for word in dict.fromkeys((*words, *(w.lower() for w in words), *(w.capitalize() for w in words)))
-            for lead in ("", " ")
-            if word
-        )
+        answer = getattr(prompt.answers, label).strip()
+        words = (answer, label, label.upper(), label.capitalize(), answer.lower(), answer.capitalize())
         single = []
-        for spelling in spellings:
-            ids = {_continuation(vocabulary, context, spelling) for context in contexts}
-            only = ids.pop()
-            if not ids and only and len(only) == 1:
-                single.append(f"{spelling!r} [{only[0]}]")
+        for spelling in dict.fromkeys(lead + word for word in words if word for lead in ("", " ")):
+            first, *others = {_added_ids(vocabulary, context, spelling) for context in contexts}
+            if first and len(first) == 1 and not others:
+                single.append(f"{spelling!r} [{first[0]}]")
         if single:
             lines.append(f"one token for {label}: {', '.join(single)}")
     example = "prompt.answers.tie=\"' tie'\""

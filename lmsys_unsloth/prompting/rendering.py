@@ -1,130 +1,144 @@
-"""Comparison + template → the text that the model reads, up to the answer slot.
+"""Rendering of a conversation as the text that the model reads, up to the answer slot.
 
-The only renderer: training, evaluation, previews and reports all call :meth:`Template.render`.
-It produces :class:`Segment` pieces, so that the next step knows which special tokens were
-written by the template; whatever a conversation spells stays plain text.
+:meth:`Template.render` is the only renderer: training, evaluation, previews and reports use it. It
+returns :class:`Segment` objects, which tell special tokens that the template wrote from text of the
+conversation that is spelled like one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Any, NamedTuple
 
-from lmsys_unsloth.config.placeholders import Field, split, unescaped
-from lmsys_unsloth.config.schema import AnswersConfig, PromptConfig
+from lmsys_unsloth.config.placeholders import Field, split, unescape
+from lmsys_unsloth.config.schema import PromptConfig
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.data.comparison import LABELS, Comparison
 
 
 class Segment(NamedTuple):
-    """A stretch of a rendered row; ``special`` marks one special token of the template's own."""
+    """A part of a rendered row: plain text, or one special token written by the template."""
 
     text: str
     special: bool
 
 
 class Turn(NamedTuple):
-    """One turn as it is shown: its texts may be cut, and turns before it may have been left out."""
+    """One turn of a conversation as the prompt shows it; its texts may be truncated."""
 
     number: int
-    """Place in the whole conversation, from 1."""
+    """Position in the whole conversation, from 1."""
     prompt: str
     response_a: str
     response_b: str
     after_gap: bool = False
+    """Whether the turns before this one were dropped."""
 
+    @property
+    def texts(self) -> tuple[str, str, str]:
+        """Prompt, response A and response B."""
+        return self.prompt, self.response_a, self.response_b
 
-def turns_of(row: Comparison) -> list[Turn]:
-    """All turns of a row, nothing cut.
-
-    >>> turns_of(Comparison("7", ("Hi",), ("Hello!",), ("Yo",)))
-    [Turn(number=1, prompt='Hi', response_a='Hello!', response_b='Yo', after_gap=False)]
-    """
-    texts = zip(row.prompts, row.responses_a, row.responses_b, strict=True)
-    return [Turn(number, *three) for number, three in enumerate(texts, start=1)]
+    def swapped(self) -> Turn:
+        """The turn with responses A and B swapped."""
+        return self._replace(response_a=self.response_b, response_b=self.response_a)
 
 
 class ChatMarkup(NamedTuple):
-    """What a model's chat template writes around a conversation of one user message."""
+    """What a tokenizer's chat template writes before and after a single user message."""
 
     before: str
     after: str
-    holds_system: bool
-    """False when the template has no system role: the system text then opens the user's message."""
-
-
-_Part = Segment | Field
+    has_system: bool
+    """Whether ``before`` contains the system text; if not, it is put at the start of the user message."""
 
 
 class Template:
-    """A prompt template made ready for one tokenizer.
+    """A prompt template, compiled for one tokenizer.
 
     Args:
         prompt: the template.
-        chat: markup of the tokenizer's chat template; needed when ``prompt.chat``.
-        special_tokens: spellings that are special where the template writes them.
+        chat: markup of the tokenizer's chat template; required when ``prompt.chat`` is set.
+        special_tokens: spellings that are special tokens where the template writes them.
     """
 
     def __init__(self, prompt: PromptConfig, chat: ChatMarkup | None, special_tokens: Iterable[str]) -> None:
         pieces: list[str | list[str | Field]] = [
-            unescaped(item) if isinstance(item, str) else split(item.each_turn) for item in prompt.body
+            unescape(item) if isinstance(item, str) else split(item.each_turn) for item in prompt.body
         ]
-        if prompt.system and not (chat and chat.holds_system):
-            pieces.insert(0, unescaped(prompt.system.strip()) + "\n\n")
+        if prompt.system and not (chat and chat.has_system):
+            pieces.insert(0, unescape(prompt.system.strip()) + "\n\n")
         if chat:
-            _strip_message(pieces)
-            pieces = [chat.before, *pieces, chat.after + unescaped(prompt.reply)]
-        pattern = _any_of(special_tokens)
-        self._blocks = [
-            (_segments(piece, pattern), False) if isinstance(piece, str) else (_parts(piece, pattern), True)
+            # Chat templates strip messages. Strip the message's fixed text alike, but no text of the row.
+            if isinstance(pieces[0], str):
+                pieces[0] = pieces[0].lstrip()
+            if isinstance(pieces[-1], str):
+                pieces[-1] = pieces[-1].rstrip()
+            pieces = [chat.before, *pieces, chat.after + unescape(prompt.reply)]
+        longest_first = map(re.escape, sorted(special_tokens, key=len, reverse=True))
+        pattern = re.compile(f"({'|'.join(longest_first) or '(?!)'})")  # (?!) matches nothing
+        self._pieces = [
+            (_parse([piece] if isinstance(piece, str) else piece, pattern), not isinstance(piece, str))
             for piece in pieces
         ]
-        self._gap = prompt.truncation.dropped_turns_mark
+        self._gap = Segment(prompt.truncation.dropped_turns_mark, False)
 
     def render(self, turns: Sequence[Turn]) -> list[Segment]:
-        """The row as the model reads it, without BOS: plain stretches and the template's special tokens."""
+        """Render a row, without BOS, as alternating plain texts and special tokens of the template."""
         segments: list[Segment] = []
-        plain: list[str] = []
-        for parts, per_turn in self._blocks:
-            for turn in turns if per_turn else _ONCE:
-                if per_turn and turn.after_gap:
-                    plain.append(self._gap)
-                for part in parts:
-                    if isinstance(part, Field):
-                        plain.append(str(turn.number) if part.name == "turn" else getattr(turn, part.name))
-                    elif part.special:
-                        _flush(plain, segments)
-                        segments.append(part)
-                    else:
-                        plain.append(part.text)
-        _flush(plain, segments)
+        for special, group in groupby(self._segments(turns), key=lambda segment: segment.special):
+            if special:
+                segments += group
+            elif text := "".join(segment.text for segment in group):
+                segments.append(Segment(text, False))
         return segments
+
+    def _segments(self, turns: Sequence[Turn]) -> Iterator[Segment]:
+        for parts, per_turn in self._pieces:
+            for turn in turns if per_turn else _ONCE:
+                if turn.after_gap:
+                    yield self._gap
+                for part in parts:
+                    if isinstance(part, Segment):
+                        yield part
+                    else:
+                        name = "number" if part.name == "turn" else part.name
+                        yield Segment(str(getattr(turn, name)), False)
 
 
 _ONCE = (Turn(0, "", "", ""),)
 
 
-def text_of(segments: Sequence[Segment]) -> str:
-    """The rendered row as one text."""
-    return "".join(segment.text for segment in segments)
+def _parse(piece: Sequence[str | Field], special_tokens: re.Pattern[str]) -> list[Segment | Field]:
+    """Split the fixed texts of a piece at special tokens."""
+    parts: list[Segment | Field] = []
+    for part in piece:
+        if isinstance(part, Field):
+            parts.append(part)
+        else:
+            texts = enumerate(special_tokens.split(part))  # plain texts and special tokens alternate
+            parts += [Segment(text, i % 2 == 1) for i, text in texts if text]
+    return parts
 
 
-def mark_slot(text: str, answers: AnswersConfig) -> str:
-    """A prompt with its answer slot made visible, for previews.
-
-    >>> mark_slot("### Best response:", AnswersConfig(a=" A", b=" B", tie=" Tie"))
-    '### Best response:⟦ A| B| Tie⟧'
-    """
-    return f"{text}⟦{'|'.join(getattr(answers, label) for label in LABELS)}⟧"
+_MESSAGE = "\ue000message\ue001"
+"""Placeholder for the user message in chat templates; private-use characters, so in none of them."""
+_DATE = "26 Jul 2024"
+"""Date for chat templates that write one (Llama 3.1 and later), the same in training and prediction."""
 
 
-def chat_markup(tokenizer: Any, prompt: PromptConfig) -> ChatMarkup:
-    """What the tokenizer's own chat template writes before and after the one user message.
+def find_chat_markup(tokenizer: Any, prompt: PromptConfig, keep_bos: bool) -> ChatMarkup:
+    """Find what the tokenizer's chat template writes before and after a single user message.
+
+    Args:
+        tokenizer: tokenizer of transformers.
+        prompt: the template.
+        keep_bos: whether a BOS that the chat template writes is part of the result.
 
     Raises:
-        UserError: the tokenizer has no chat template, or one that can't take a single message.
+        UserError: the tokenizer has no chat template, or one that can't render a single message.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
@@ -132,64 +146,25 @@ def chat_markup(tokenizer: Any, prompt: PromptConfig) -> ChatMarkup:
             "  Choose a template without it (prompt=v2), or a model tuned for chat."
         )
     message = {"role": "user", "content": _MESSAGE}
-    if system := unescaped((prompt.system or "").strip()):
-        with suppress(Exception):  # templates refuse a system role by raising whatever they like
-            before, after = _around_message(tokenizer, [{"role": "system", "content": system}, message])
+    if system := unescape((prompt.system or "").strip()):
+        with suppress(Exception):  # templates without a system role raise various errors
+            messages = [{"role": "system", "content": system}, message]
+            before, after = _around_message(tokenizer, messages, keep_bos)
             if system in before:
-                return ChatMarkup(before, after, holds_system=True)
+                return ChatMarkup(before, after, has_system=True)
     try:
-        before, after = _around_message(tokenizer, [message])
+        before, after = _around_message(tokenizer, [message], keep_bos)
     except Exception as error:
         raise UserError(
             f"prompt={prompt.name}: the tokenizer's chat template can't render one user message ({error}).\n"
             "  Choose a template without chat markup (prompt=v2)."
         ) from error
-    return ChatMarkup(before, after, holds_system=False)
+    return ChatMarkup(before, after, has_system=False)
 
 
-_MESSAGE = "\ue000message\ue001"
-"""Stands for the user's message while the markup around it is found; private-use, so in no template."""
-
-
-_DATE = "26 Jul 2024"
-"""Llama 3.1 and later write a date into the prompt; today's would make training and prediction differ."""
-
-
-def _around_message(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, str]:
+def _around_message(tokenizer: Any, messages: list[dict[str, str]], keep_bos: bool) -> tuple[str, str]:
     whole = tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, date_string=_DATE
     )
     before, _, after = whole.partition(_MESSAGE)
-    return before, after
-
-
-def _strip_message(pieces: list[str | list[str | Field]]) -> None:
-    """Chat templates trim messages: trim the message's fixed ends alike (texts of the row are left alone)."""
-    first, last = pieces[0], pieces[-1]
-    if isinstance(first, str):
-        pieces[0] = first.lstrip()
-    if isinstance(last, str):
-        pieces[-1] = last.rstrip()
-
-
-def _any_of(special_tokens: Iterable[str]) -> re.Pattern[str] | None:
-    longest_first = sorted(special_tokens, key=len, reverse=True)
-    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
-
-
-def _segments(text: str, pattern: re.Pattern[str] | None) -> list[_Part]:
-    pieces = pattern.split(text) if pattern else [text]
-    return [Segment(piece, bool(index % 2)) for index, piece in enumerate(pieces) if piece]
-
-
-def _parts(piece: list[str | Field], pattern: re.Pattern[str] | None) -> list[_Part]:
-    parts: list[_Part] = []
-    for part in piece:
-        parts += [part] if isinstance(part, Field) else _segments(part, pattern)
-    return parts
-
-
-def _flush(plain: list[str], segments: list[Segment]) -> None:
-    if text := "".join(plain):
-        segments.append(Segment(text, False))
-    plain.clear()
+    return before if keep_bos else before.removeprefix(tokenizer.bos_token), after

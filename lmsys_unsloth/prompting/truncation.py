@@ -1,186 +1,115 @@
-"""What is left out of a conversation that is too long: which turns, and how much of which text.
+"""Truncation of long conversations: the turns to keep, and the tokens to keep of each text.
 
-Everything here is arithmetic on token counts. Both answers enter alike and nothing depends on
-their order, so exchanging the bots exchanges the cut texts.
+All of it is arithmetic on token counts. Responses A and B are treated alike, so swapping the responses
+of a row swaps its truncated texts and changes nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmsys_unsloth.config.schema import LimitsConfig, TruncationConfig
-
-LEAST_TOKENS = 16
-"""Texts are not cut below this many tokens as long as there is another way."""
+from lmsys_unsloth.config.schema import TruncationConfig
 
 
 class Costs(NamedTuple):
-    """Tokens that a template takes beside the conversation's own texts."""
+    """Numbers of tokens that a template adds to the texts of a conversation."""
 
     fixed: int
-    """BOS and everything that stands there once."""
+    """BOS and everything that appears once."""
     per_turn: int
     """Headings of one turn."""
     gap: int
-    """The mark for turns left out."""
+    """The mark that replaces dropped turns."""
     mark: int
-    """The mark for a part of a text taken out."""
+    """The mark that replaces a removed part of a text."""
     weights: tuple[int, int, int]
-    """How often the template shows a prompt, an answer A, an answer B."""
+    """How often the template shows a prompt, a response A, a response B."""
 
 
-class Measured(NamedTuple):
-    """A text with its token boundaries; of a very long text only both ends are known."""
+class TokenizedText(NamedTuple):
+    """A text and its token boundaries; of a very long text, only those near both ends."""
 
     text: str
-    tokens: int
+    n_tokens: int
     """Number of tokens (an estimate for a very long text)."""
     starts: NDArray[np.int64]
-    """Character at which each of the first tokens starts, ``(k,)``."""
+    """``[k]``: index of the first character of each of the first k tokens."""
     ends: NDArray[np.int64]
-    """Character before which each of the last tokens ends, ``(k,)``."""
+    """``[k]``: index after the last character of each of the last k tokens."""
 
 
 Lengths = tuple[int, int, int]
-"""Tokens of prompt, answer A, answer B of one turn."""
+"""Tokens of the prompt, response A and response B of one turn."""
 
 
-class Plan(NamedTuple):
-    """Which turns stay, and how many tokens each of their texts may keep."""
-
-    turns: list[int]
-    tokens: list[Lengths]
-
-
-def plan(lengths: Sequence[Lengths], costs: Costs, policy: TruncationConfig, budget: int) -> Plan:
-    """Fit a conversation into ``budget`` tokens.
+def plan_truncation(
+    lengths: Sequence[Lengths], costs: Costs, policy: TruncationConfig, budget: int
+) -> list[Lengths]:
+    """Plan what to keep of a conversation of too many tokens.
 
     Args:
-        lengths: tokens of the three texts of each turn, oldest first.
-        costs: what the template itself takes.
-        policy: which turns and which parts go first.
-        budget: tokens for the whole row.
+        lengths: tokens of the three texts of each turn, oldest turn first.
+        costs: tokens of the template itself.
+        policy: which turns and how many tokens of a text may be kept.
+        budget: maximum tokens of the whole row.
 
     Returns:
-        At least the newest turn (and the oldest, under ``first_and_last``), whatever the budget.
+        Tokens to keep of each text of the newest turns; older turns are dropped. The newest turn is
+        always kept, its texts cut to nothing if the budget leaves no room for them.
 
     >>> costs = Costs(fixed=10, per_turn=5, gap=0, mark=2, weights=(1, 1, 1))
-    >>> plan([(30, 40, 40), (20, 30, 90)], costs, TruncationConfig(), 115)
-    Plan(turns=[1], tokens=[(20, 30, 50)])
+    >>> plan_truncation([(30, 40, 40), (20, 30, 90)], costs, TruncationConfig(), 115)
+    [(20, 30, 50)]
     """
-    limited = [_limit(turn, policy.limits) for turn in lengths]
-    kept = _choose_turns(limited, costs, policy.turns, budget)
-    overhead = costs.fixed + costs.per_turn * len(kept) + (costs.gap if len(kept) < len(lengths) else 0)
-    texts = [length for turn in kept for length in limited[turn]]
-    weights = costs.weights * len(kept)
-    shares = _share(texts, weights, budget - overhead, policy.share, LEAST_TOKENS + costs.mark)
-    return Plan(kept, [(shares[i], shares[i + 1], shares[i + 2]) for i in range(0, len(shares), 3)])
+    most = (policy.limits.prompt, policy.limits.response, policy.limits.response)
+    limited = [
+        [length if limit is None else min(length, limit) for length, limit in zip(turn, most, strict=True)]
+        for turn in lengths
+    ]
+
+    def cost(turn: Sequence[int]) -> int:
+        return costs.per_turn + sum(w * n for w, n in zip(costs.weights, turn, strict=True))
+
+    totals = list(accumulate(map(cost, reversed(limited))))  # of the newest turn, the newest two, ...
+    n_kept = 1
+    if policy.turns == "drop_oldest":
+        whole = costs.fixed + totals[-1] <= budget
+        n_kept = len(totals) if whole else max(1, bisect_right(totals, budget - costs.fixed - costs.gap))
+    kept = limited[-n_kept:]
+    available = budget - costs.fixed - (costs.gap if n_kept < len(lengths) else 0)
+
+    def total(limit: int) -> int:
+        return sum(cost([min(length, limit) for length in turn]) for turn in kept)
+
+    limit = bisect_right(range(1, max(map(max, kept)) + 1), available, key=total)
+    return [(min(p, limit), min(a, limit), min(b, limit)) for p, a, b in kept]
 
 
-def _limit(turn: Lengths, limits: LimitsConfig) -> Lengths:
-    def least(length: int, limit: int | None) -> int:
-        return length if limit is None else min(length, limit)
+def cut_text(text: TokenizedText, keep: int, policy: TruncationConfig, mark_tokens: int) -> tuple[str, int]:
+    """Shorten a text to about ``keep`` tokens, including those of the mark.
 
-    prompt, a, b = turn
-    return least(prompt, limits.prompt), least(a, limits.response), least(b, limits.response)
+    The text is cut between characters: one that several tokens share is kept or removed as a whole.
 
+    Returns:
+        The shortened text, and the number of characters that were removed.
 
-def _choose_turns(
-    lengths: Sequence[Lengths],
-    costs: Costs,
-    turns: Literal["all", "drop_oldest", "first_and_last", "last_only"],
-    budget: int,
-) -> list[int]:
-    """Indices of the turns that stay, oldest first."""
-    last = len(lengths) - 1
-    if turns == "last_only":
-        return [last]
-
-    def cost(turn: int) -> int:
-        texts: Sequence[int] = lengths[turn]
-        if turns == "all":  # its texts may still be cut, but not to nothing
-            texts = [min(length, LEAST_TOKENS + costs.mark) for length in texts]
-        return costs.per_turn + sum(w * n for w, n in zip(costs.weights, texts, strict=True))
-
-    if costs.fixed + sum(map(cost, range(len(lengths)))) <= budget:
-        return list(range(len(lengths)))
-    kept = [0, last] if turns == "first_and_last" and last else [last]
-    total = costs.fixed + costs.gap + sum(map(cost, kept))
-    for turn in range(last - 1, 0 if turns == "first_and_last" else -1, -1):
-        total += cost(turn)
-        if total > budget:
-            break
-        kept.append(turn)
-    return sorted(kept)
-
-
-def _share(
-    lengths: Sequence[int],
-    weights: Sequence[int],
-    budget: int,
-    how: Literal["proportional", "longer_first"],
-    least: int,
-) -> list[int]:
-    """Tokens that each text may keep so that their weighted sum is at most ``budget`` (if it can be)."""
-
-    def cost(shares: Sequence[int]) -> int:
-        return sum(weight * share for weight, share in zip(weights, shares, strict=True))
-
-    def level(limit: int) -> list[int]:
-        return [min(length, limit) for length in lengths]
-
-    def proportion(parts: int) -> list[int]:
-        return [min(length, max(length * parts // _PARTS, least)) for length in lengths]
-
-    if cost(lengths) <= budget:
-        return list(lengths)
-    if how == "proportional" and cost(proportion(0)) <= budget:
-        return proportion(_largest(_PARTS, lambda parts: cost(proportion(parts)) <= budget))
-    return level(_largest(max(lengths), lambda limit: cost(level(limit)) <= budget))
-
-
-_PARTS = 1 << 20
-
-
-def _largest(top: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 0 to ``top`` that fits, where every smaller one does; 0 if none."""
-    low, high = 0, top
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
-
-
-class Cut(NamedTuple):
-    """A text after cutting, and how many of its characters went."""
-
-    text: str
-    removed: int
-
-
-def cut(
-    measured: Measured, keep: int, part: Literal["head", "middle", "tail"], mark: str, mark_tokens: int
-) -> Cut:
-    """Shorten a text to about ``keep`` tokens, the mark among them, between characters.
-
-    A character whose bytes several tokens share stays or goes as one.
-
-    >>> text = Measured("one two three", 3, np.array([0, 3, 7]), np.array([3, 7, 13]))
-    >>> cut(text, 2, "middle", "…", 1)
-    Cut(text='one…', removed=10)
-    >>> cut(text, 2, "head", "…", 1)
-    Cut(text='… three', removed=7)
+    >>> text = TokenizedText("one two three", 3, np.array([0, 3, 7]), np.array([3, 7, 13]))
+    >>> cut_text(text, 2, TruncationConfig(cut="middle", mark="…"), 1)
+    ('one…', 10)
+    >>> cut_text(text, 2, TruncationConfig(cut="head", mark="…"), 1)
+    ('… three', 7)
     """
-    text = measured.text
-    if keep >= measured.tokens:
-        return Cut(text, 0)
+    if keep >= text.n_tokens:
+        return text.text, 0
     keep = max(keep - mark_tokens, 0)
-    front = {"head": 0, "middle": (keep + 1) // 2, "tail": keep}[part]
+    front = {"head": 0, "middle": (keep + 1) // 2, "tail": keep}[policy.cut]
     back = keep - front
-    start = int(measured.starts[front])
-    end = int(measured.ends[-back - 1]) if back else len(text)
-    return Cut(text[:start] + mark + text[end:], end - start)
+    start = int(text.starts[front])
+    end = int(text.ends[-back - 1]) if back else len(text.text)
+    return text.text[:start] + policy.mark + text.text[end:], end - start

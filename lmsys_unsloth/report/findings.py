@@ -1,293 +1,251 @@
-"""Numbers → sentences: what a run's metrics mean, and what to try next."""
+"""State what the metrics of a run mean and what to do next."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from lmsys_unsloth.evaluate.bootstrap import Interval
+from lmsys_unsloth.evaluate.scores import Metrics, Score
+from lmsys_unsloth.report.slices import OTHER_PAIRS, TRUNCATED, Slice
 
 Tone = Literal["plain", "good", "bad"]
+Slices = Mapping[str, Sequence[Slice]]
+"""Slices of the rows by the title of their table."""
 
-OVERCONFIDENT = 1.1
-"""Temperatures from here on (and below 1 / this) are worth acting on."""
+NOTABLE_TEMPERATURE = 1.1
+"""Temperatures from here on, and below 1 / this, are called over- and underconfident."""
 
 FEW_PROMPTS = 30
-"""Below this, a bootstrap interval is itself too uncertain (and on average too narrow) to rest on."""
+"""With fewer prompts, a bootstrap interval is unreliable, and on average too narrow."""
 
 NOTABLE_GAIN = 0.0005
-NOTABLE_BIAS = 0.03
-NOTABLE_FLIPS = 0.1
+"""Smallest decrease in log loss for which temperature scaling is said to have an effect."""
+
+LARGE_DIFFERENCE = 0.02
+"""Differences in log loss, and margins of error, above this need attention."""
+
+NOTABLE_BIAS, NOTABLE_FLIPS = 0.03, 0.1
+"""Gain in probability by position, and share of changed outcomes, above which the order matters too much."""
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """One statement; ``bad`` ones are what a reader must not overlook."""
+class Finding:
+    """A statement about the metrics; readers must not overlook a ``bad`` one."""
 
     text: str
     tone: Tone = "plain"
+    suggestion: str | None = None
+    """What to do about it."""
 
 
-def half_width(interval: list[float] | None) -> float | None:
-    """The ± of an interval.
-
-    >>> round(half_width([0.91, 0.95]), 3)
-    0.02
-    """
-    return None if interval is None else (interval[1] - interval[0]) / 2
-
-
-def headline(metrics: Mapping[str, Any]) -> str:
-    """One line with the score: ``log loss 0.930 ± 0.012, 0.168 better than the class prior``."""
-    loss = metrics.get("log_loss")
-    if loss is None:
+def headline(metrics: Metrics) -> str:
+    """The score in one line, for example ``log loss 0.930 ± 0.012, 0.168 better than the class prior``."""
+    score, overlap = metrics.score, training_overlap(metrics)
+    if score is None:
         return "no labelled rows: predictions only"
-    margin = half_width(metrics.get("log_loss_ci"))
-    prior = metrics["baselines"]["class_prior"]
-    verdict = "better" if loss <= prior else "worse"
-    uncertainty = "" if margin is None else f" ± {margin:.3f}"
-    return f"log loss {loss:.3f}{uncertainty}, {abs(prior - loss):.3f} {verdict} than the class prior"
+    margin = "" if score.margin is None else f" ± {score.margin:.3f}"
+    gain = score.baselines.class_prior - score.log_loss
+    verdict = f"{abs(gain):.3f} {'better' if gain >= 0 else 'worse'} than the class prior"
+    return f"log loss {score.log_loss:.3f}{margin}, {verdict}" + ("" if overlap is None else f"; {overlap}")
 
 
-def summary(
-    metrics: Mapping[str, Any], slices: Mapping[str, list[dict[str, Any]]] | None = None
-) -> list[Sentence]:
-    """What a reader should know first, most important first."""
-    if metrics.get("log_loss") is None:
+def training_overlap(metrics: Metrics) -> str | None:
+    """How many scored rows the model was trained on, as a clause; None when it was trained on none."""
+    if metrics.score is None or metrics.trained_rows is None or metrics.trained_rows.scored == 0:
+        return None
+    scored, rows = metrics.trained_rows.scored, f"{metrics.score.n + metrics.n_unlabelled:,} scored rows"
+    if scored is None:
+        return f"an unknown number of the {rows} may have been used to train this model"
+    return f"{scored:,} of the {rows} {'was' if scored == 1 else 'were'} used to train this model"
+
+
+def list_findings(metrics: Metrics, slices: Slices | None = None) -> list[Finding]:
+    """Statements about the metrics, the most important first."""
+    score, overlap = metrics.score, training_overlap(metrics)
+    if score is None:
         return [
-            Sentence("No row has a known outcome, so nothing could be scored; the probabilities are below.")
+            Finding(
+                "No row has a known outcome, so nothing could be scored; the predictions are below.",
+                suggestion="To measure the quality of the predictions, score rows with known outcomes "
+                "(data.path=FILE with winner columns).",
+            )
         ]
     found = [
-        _against_prior(metrics),
-        _against_regression(metrics),
-        _against_best(metrics),
-        _accuracy(metrics),
-        _folds(metrics),
-        _runs_compared(metrics),
-        _calibration(metrics),
-        _position(metrics),
-        _swapped_share(metrics),
-        _weak_spots(metrics, slices or {}),
-        _leaderboard(metrics),
+        _compare_with_prior(score),
+        *_compare_with_others(score),
+        *_describe_rows(metrics, score),
+        *_describe_probabilities(metrics, score),
+        *_describe_slices(score, slices or {}),
     ]
-    return [sentence for sentence in found if sentence is not None]
-
-
-def advice(metrics: Mapping[str, Any], slices: Mapping[str, list[dict[str, Any]]] | None = None) -> list[str]:
-    """What to try next, where the numbers suggest something."""
-    loss = metrics.get("log_loss")
-    if loss is None:
-        return [
-            "Score rows with known outcomes (data.path=FILE with winner columns) to learn how good this is."
-        ]
-    tips = []
-    if loss > metrics["baselines"]["class_prior"]:
-        tips.append(
-            "A constant would score better. An untrained model has not learnt to answer with these tokens: "
-            "train it. A trained one tells rows apart by noise: use more rows, a lower learning rate or a "
-            "larger model, and look at a tokenised sample (debug=preview)."
-        )
-    elif _loses_to_regression(metrics):
-        tips.append("Train on more rows, for longer, or with a larger model: form alone predicts better.")
-    tips += _confidence_advice(metrics)
-    swap = metrics.get("swap")
-    if swap and (abs(swap["first_position_bias"]) > NOTABLE_BIAS or swap["flips"] > NOTABLE_FLIPS):
-        tips.append(
-            "The place of an answer matters too much: train with data.swap=both, and average both orders "
-            "when predicting (eval.swap=average)."
-        )
-    cut = {part["name"]: part for part in (slices or {}).get("Share truncated", [])}
-    if "half or more cut" in cut and "nothing cut" in cut:
-        worse = cut["half or more cut"]["log_loss"] - cut["nothing cut"]["log_loss"]
-        if worse > 0.02:
-            tips.append(f"Rows cut by half or more lose {worse:.3f}: try a larger prompt.max_tokens.")
-    margin = half_width(metrics.get("log_loss_ci"))
-    if margin is None or margin > 0.02:
-        width = "" if margin is None else f" (±{margin:.3f})"
-        tips.append(
-            f"The interval is wide{width}: compare runs on the same rows (eval.py runs=[A,B]), "
-            "or score more rows, before believing a small difference."
-        )
-    return tips
-
-
-def _confidence_advice(m: Mapping[str, Any]) -> list[str]:
-    if m["log_loss"] > m["baselines"]["class_prior"]:
-        return []  # flattening a model that knows nothing only makes it a constant
-    if _confidence(m) > 0:
-        return [
-            f"Probabilities are too sure. Dividing the logits by {m['temperature']:.2f} repairs it; fewer "
-            "epochs, a lower learning rate or label smoothing prevent it."
-        ]
-    if _confidence(m) < 0:
-        return [f"Probabilities are too timid (best temperature {m['temperature']:.2f}): train longer."]
-    return []
-
-
-def _against_prior(m: Mapping[str, Any]) -> Sentence:
-    prior = m["baselines"]["class_prior"]
-    high = (m.get("log_loss_ci") or [m["log_loss"]] * 2)[1]
-    rows = f"{m['n']:,} rows" + (
-        f" of {m['n_groups']:,} prompts" if m.get("n_groups", m["n"]) != m["n"] else ""
+    if overlap is None:
+        return found
+    warning = Finding(
+        f"{overlap[0].upper()}{overlap[1:]}, so the log loss says nothing about new rows.",
+        "bad",
+        "To measure how well the model predicts new rows, score rows that it was not trained on: leave out "
+        "eval.trained_rows=include and debug.evaluate_on_train.",
     )
-    few = m["n_groups"] < FEW_PROMPTS
-    tone: Tone = "bad" if m["log_loss"] > prior else "good" if high < prior and not few else "plain"
-    interval = m.get("log_loss_ci")
-    between = f" (95% interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return [warning, *(Finding(f.text, "plain" if f.tone == "good" else f.tone) for f in found)]
+
+
+def _compare_with_prior(score: Score) -> Finding:
+    prior, interval, few = score.baselines.class_prior, score.log_loss_ci, score.n_groups < FEW_PROMPTS
+    certain = (interval[1] if interval else score.log_loss) < prior and not few
+    tone: Tone = "bad" if score.log_loss > prior else "good" if certain else "plain"
     verdict = {"good": "clearly better than", "bad": "worse than", "plain": "better than"}[tone]
-    text = f"A log loss of {m['log_loss']:.3f}{between} on {rows}: {verdict} the class prior, {prior:.3f}."
+    prompts = f" with {score.n_groups:,} prompts" if score.n_groups != score.n else ""
+    text = (
+        f"The log loss is {score.log_loss:.3f}{_between(interval)} on {score.n:,} rows{prompts}, {verdict} "
+        f"the class prior ({prior:.3f})."
+    )
     if few:
-        text += f" With {m['n_groups']} prompts the interval is itself uncertain."
+        text += f" With only {score.n_groups} prompts, the interval itself is unreliable."
     elif tone == "plain":
-        text += " The interval includes the prior, so this may be chance."
-    return Sentence(text, tone)
-
-
-def _loses_to_regression(m: Mapping[str, Any]) -> bool:
-    rival = m["baselines"].get("logistic_regression")
-    return rival is not None and m["log_loss"] >= rival
-
-
-def _against_regression(m: Mapping[str, Any]) -> Sentence | None:
-    rival = m["baselines"].get("logistic_regression")
-    if rival is None:
-        return None
-    loses = _loses_to_regression(m)
-    interval = (m.get("against_logistic_regression") or {}).get("difference_ci")
-    if interval is not None and not loses:
-        interval = [-interval[1], -interval[0]]  # as the gain that the sentence speaks of
-    between = "" if interval is None else f" (95% interval {_number(interval[0])} to {_number(interval[1])})"
-    gap = f"by {abs(m['log_loss'] - rival):.3f}{between}"
-    regression = f"a logistic regression on length, lists, code and similarity, which scores {rival:.3f}"
-    if loses:
-        moral = "what was learnt about content is not worth more than the look of the answers"
-        return Sentence(f"It loses {gap} to {regression}: {moral}.", "bad")
-    sure = interval is not None and interval[0] > 0
-    doubt = "" if sure else "; this may be chance"
-    return Sentence(f"It beats, {gap}, {regression}{doubt}.", "good" if sure else "plain")
-
-
-def _against_best(m: Mapping[str, Any]) -> Sentence | None:
-    best = m.get("best_possible")
-    if best is None:
-        return None
-    prior = m["baselines"]["class_prior"]
-    way = (prior - m["log_loss"]) / (prior - best) if prior > best else math.nan
-    progress = f": {way:.0%} of the way from the class prior" if way > 0 else ""
-    return Sentence(f"The best possible log loss on these simulated rows is {best:.3f}{progress}.")
-
-
-def _number(value: float) -> str:
-    """Three digits, with a minus that is no hyphen: lines don't break after it."""
-    return f"{value:.3f}".replace("-", "−")
-
-
-def _accuracy(m: Mapping[str, Any]) -> Sentence:
-    counts = m["class_counts"]
-    most = max(counts.values()) / m["n"]
-    return Sentence(
-        f"It names the right outcome for {m['accuracy']:.1%} of the rows; always naming the most frequent "
-        f"one would be right for {most:.1%}."
+        text += " The interval includes the class prior, so the difference may be due to chance."
+    suggestion = (
+        "A constant prediction would score better. If the model is untrained, train it: it has not learnt "
+        "to answer with these tokens. If it is trained, its differences between rows are noise: use more "
+        "rows, a lower learning rate or a larger model, and check a tokenised sample (debug=preview)."
     )
+    return Finding(text, tone, suggestion if tone == "bad" else None)
 
 
-def _folds(m: Mapping[str, Any]) -> Sentence | None:
-    folds = m.get("folds")
-    if not folds:
-        return None
-    losses = [fold["log_loss"] for fold in folds]
-    return Sentence(
-        f"Over {len(folds)} folds the log loss runs from {min(losses):.3f} to {max(losses):.3f} "
-        f"(standard deviation {m['fold_std']:.3f})."
+def _compare_with_others(score: Score) -> Iterator[Finding]:
+    """Comparison with logistic regression and with the best possible log loss, where they are known."""
+    regression, pair = score.baselines.logistic_regression, score.against_logistic_regression
+    best, prior = score.best_possible, score.baselines.class_prior
+    if regression is not None and pair is not None:
+        model = f"a logistic regression on length, lists, code and similarity ({regression:.3f})"
+        if pair.difference >= 0:
+            gap = f"{pair.difference:.3f}{_between(pair.difference_ci)}"
+            tip = "Train on more rows, for longer, or with a larger model: form alone predicts better."
+            yield Finding(
+                f"It loses to {model} by {gap}: form alone predicts no worse.",
+                "bad",
+                tip if score.log_loss <= prior else None,
+            )
+        else:
+            gain = (-pair.difference_ci[1], -pair.difference_ci[0]) if pair.difference_ci else None
+            certain = gain is not None and gain[0] > 0
+            chance = "" if certain else "; the difference may be due to chance"
+            text = f"It beats {model} by {-pair.difference:.3f}{_between(gain)}{chance}."
+            yield Finding(text, "good" if certain else "plain")
+    if best is not None:
+        text = f"The best possible log loss on these simulated rows is {best:.3f}"
+        if max(best, score.log_loss) < prior:
+            closed = (prior - score.log_loss) / (prior - best)
+            text += f"; the model closes {closed:.0%} of the gap between the class prior and that"
+        yield Finding(f"{text}.")
+
+
+def _describe_rows(metrics: Metrics, score: Score) -> Iterator[Finding]:
+    """Accuracy, rows left out, folds, averaged models and the width of the interval."""
+    most_frequent = max(score.class_counts.values()) / score.n
+    yield Finding(
+        f"The most probable outcome is correct for {score.accuracy:.1%} of the rows; always predicting the "
+        f"most frequent outcome would be correct for {most_frequent:.1%}."
     )
-
-
-def _runs_compared(m: Mapping[str, Any]) -> Sentence | None:
-    """The average against its best member: what averaging was worth."""
-    compared = m.get("runs_compared")
-    if not compared:
-        return None
-    best = min(range(len(compared)), key=lambda k: compared[k]["log_loss"])
-    loss, gain = compared[best]["log_loss"], compared[best]["log_loss"] - m["log_loss"]
-    verdict = f"{gain:.3f} better than" if gain > 0 else f"{-gain:.3f} worse than"
-    return Sentence(
-        f"This is an average of {len(compared)} models, {verdict} the best of them alone "
-        f"(model {best + 1}, {loss:.3f})."
-    )
-
-
-def _confidence(m: Mapping[str, Any]) -> int:
-    """1 too sure, -1 too timid, 0 neither. A temperature counts when it helps rows it was not fitted on."""
-    temperature, after = m.get("temperature"), m.get("log_loss_after_temperature")
-    if temperature is None or after is None or m["log_loss"] - after <= NOTABLE_GAIN:
-        return 0
-    return 1 if temperature > OVERCONFIDENT else -1 if temperature < 1 / OVERCONFIDENT else 0
-
-
-def _calibration(m: Mapping[str, Any]) -> Sentence | None:
-    temperature, after = m.get("temperature"), m.get("log_loss_after_temperature")
-    if temperature is None or after is None:
-        return None
-    state = {1: "too sure of themselves", -1: "too timid", 0: "about as sure as they should be"}[
-        _confidence(m)
-    ]
-    gain = m["log_loss"] - after
-    effect = f"lowers the log loss to {after:.3f}" if gain > NOTABLE_GAIN else "would not lower the log loss"
-    return Sentence(
-        f"Probabilities are {state} (smooth calibration error {m['smooth_ece']:.3f}); a temperature of "
-        f"{temperature:.2f}, fitted on other rows, {effect}.",
-        "bad" if gain > 0.02 else "plain",
-    )
-
-
-def _position(m: Mapping[str, Any]) -> Sentence | None:
-    swap = m.get("swap")
-    if not swap:
-        return None
-    bias = swap["first_position_bias"]
-    direction = "first" if bias >= 0 else "second"
-    strong = abs(bias) > NOTABLE_BIAS or swap["flips"] > NOTABLE_FLIPS
-    return Sentence(
-        f"Being shown {direction} gains a bot {abs(bias):.1%} probability; exchanging the bots changes the "
-        f"most probable outcome of {swap['flips']:.1%} of {swap['n']:,} rows.",
-        "bad" if strong else "good",
-    )
-
-
-def _swapped_share(m: Mapping[str, Any]) -> Sentence | None:
-    speed = m.get("scoring") or {}
-    if "swap_seconds_saved" not in speed or not m.get("swap"):
-        return None
-    saved = speed["swap_seconds_saved"]
-    return Sentence(
-        f"Only the {m['swap']['n']:,} least certain of {m['n']:,} rows were scored in both orders, which "
-        f"saved about {saved:.0f} s of {speed['seconds'] + saved:.0f} s."
-    )
-
-
-def _weak_spots(m: Mapping[str, Any], slices: Mapping[str, list[dict[str, Any]]]) -> Sentence | None:
-    """Parts whose whole interval lies above the overall loss; the outcome itself is no property to act on."""
-    spots = [
-        (
-            part["log_loss"] - m["log_loss"],
-            f"{title.lower()}: {part['name']} ({part['log_loss']:.3f}, n = {part['n']:,})",
+    if metrics.trained_rows is not None and metrics.trained_rows.left_out:
+        left_out = metrics.trained_rows.left_out
+        rows = "labelled row was" if left_out == 1 else "labelled rows were"
+        yield Finding(f"{left_out:,} {rows} not scored because this model was trained on the same content.")
+    if score.folds:
+        losses = [fold.log_loss for fold in score.folds]
+        yield Finding(
+            f"Across {len(losses)} folds the log loss ranges from {min(losses):.3f} to {max(losses):.3f} "
+            f"(standard deviation {score.fold_std:.3f})."
         )
+    if metrics.runs_compared:
+        losses = [model.log_loss for model in metrics.runs_compared]
+        best = min(losses)
+        comparison = f"{abs(best - score.log_loss):.3f} {'better' if score.log_loss < best else 'worse'} than"
+        yield Finding(
+            f"The predictions are an average of {len(losses)} models, {comparison} the best model alone "
+            f"(model {losses.index(best) + 1}, {best:.3f})."
+        )
+    if score.margin is None or score.margin > LARGE_DIFFERENCE:
+        yield Finding(
+            "The log loss has no interval." if score.margin is None
+            else f"The interval of the log loss is wide (±{score.margin:.3f}).",
+            suggestion="Before relying on a small difference, compare runs on the same rows "
+            "(eval.py runs=[A,B]) or score more rows.",
+        )  # fmt: skip
+
+
+def _describe_probabilities(metrics: Metrics, score: Score) -> Iterator[Finding]:
+    """Calibration, and consistency when the responses are swapped."""
+    scaling, swap, speed = score.scaling, metrics.swap, metrics.scoring
+    if scaling is not None:
+        after, temperature = scaling.log_loss_after_temperature, scaling.temperature
+        gain = score.log_loss - after  # on rows that the temperature was not fitted on
+        effect = (
+            f"lowers the log loss to {after:.3f}" if gain > NOTABLE_GAIN else "does not lower the log loss"
+        )
+        state, tip = "neither over- nor underconfident", None
+        if gain > NOTABLE_GAIN and temperature > NOTABLE_TEMPERATURE:
+            state = "overconfident"
+            remedy = "train for fewer epochs, with a lower learning rate or with label smoothing"
+            tip = f"Divide the logits by {temperature:.2f}, or {remedy}: the probabilities are overconfident."
+        elif gain > NOTABLE_GAIN and temperature < 1 / NOTABLE_TEMPERATURE:
+            state, tip = "underconfident", "Train for longer: the probabilities are underconfident."
+        yield Finding(
+            f"The probabilities are {state} (smooth calibration error {score.smooth_ece:.3f}); a temperature "
+            f"of {temperature:.2f} {effect}, measured out of fold.",
+            "bad" if gain > LARGE_DIFFERENCE else "plain",
+            tip if score.log_loss <= score.baselines.class_prior else None,
+        )
+    if swap is not None:
+        biased = abs(swap.first_position_bias) > NOTABLE_BIAS or swap.flips > NOTABLE_FLIPS
+        yield Finding(
+            f"Being shown {'first' if swap.first_position_bias >= 0 else 'second'} gains a response "
+            f"{abs(swap.first_position_bias):.1%} probability; swapping the responses changes the most "
+            f"probable outcome of {swap.flips:.1%} of {swap.n:,} rows.",
+            "bad" if biased else "good",
+            "Train with data.swap=both, and average both orders when predicting (eval.swap=average): the "
+            "order of the responses matters too much." if biased else None,
+        )  # fmt: skip
+    if swap is not None and speed is not None and speed.swap_seconds_saved is not None:
+        saved = speed.swap_seconds_saved
+        yield Finding(
+            f"Only the {swap.n:,} least certain of {score.n:,} rows were scored in both orders, which saved "
+            f"about {saved:.0f} s of {speed.seconds + saved:.0f} s."
+        )
+
+
+def _describe_slices(score: Score, slices: Slices) -> Iterator[Finding]:
+    """The worst slices whose whole interval lies above the log loss of all rows, and the effect of cutting.
+
+    Slices by outcome or fold are left out: they are no properties of a row that one could act on.
+    """
+    weak = [
+        (part.log_loss, f"{title.lower()}: {part.name} ({part.log_loss:.3f}, n = {part.n:,})")
         for title, parts in slices.items()
         if title not in ("Outcome", "Fold")
         for part in parts
-        if part["ci"] is not None and part["ci"][0] > m["log_loss"] and part["name"] != "all other pairs"
+        if part.log_loss_ci and part.log_loss_ci[0] > score.log_loss and part.name != OTHER_PAIRS
     ]
-    if not spots:
-        return None
-    worst = [text for _, text in sorted(spots, reverse=True)[:3]]
-    return Sentence(f"Weaker than average on {'; '.join(worst)}.")
+    if weak:
+        worst = [text for _, text in sorted(weak, reverse=True)[:3]]
+        yield Finding(f"The log loss is above average on {'; '.join(worst)}.")
+    losses = {part.name: part.log_loss for part in slices.get("Share truncated", ())}
+    gap = losses.get(TRUNCATED[-1], 0.0) - losses.get(TRUNCATED[0], math.inf)
+    if gap > LARGE_DIFFERENCE:
+        yield Finding(
+            f"Rows of which half or more was cut have a log loss {gap:.3f} higher than uncut rows.",
+            suggestion="Try a larger prompt.max_tokens: rows of which half or more was cut score worse.",
+        )
+    if score.best_possible is None:
+        yield Finding(
+            f"On LMSYS rows, the public leaderboard might show about {score.leaderboard_estimate:.3f} "
+            "(0.890 × CV + 0.125, one team's fit)."
+        )
 
 
-def _leaderboard(m: Mapping[str, Any]) -> Sentence | None:
-    estimate = m.get("leaderboard_estimate")
-    if estimate is None or m.get("best_possible") is not None:
-        return None
-    return Sentence(
-        f"If these were LMSYS rows, the public leaderboard might show {estimate:.3f} "
-        "(0.890 × CV + 0.125, one team's fit)."
-    )
+def _between(interval: Interval | None) -> str:
+    """An interval in brackets, with minus signs instead of hyphens because lines do not break after them."""
+    if interval is None:
+        return ""
+    return f" (95% interval {interval[0]:.3f} to {interval[1]:.3f})".replace("-", "−")

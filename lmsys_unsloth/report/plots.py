@@ -1,7 +1,7 @@
-"""Predictions → matplotlib figures, small enough to stay readable on a phone.
+"""Matplotlib figures of predictions and of training, sized to stay readable on a phone.
 
-The colours below are those of the light page and of the PNG files; :func:`themed_svg` exchanges
-them for the page's CSS variables, so that the same figure follows dark mode.
+The colours below are those of PNG files and of the report's light theme; :func:`render_svg` replaces
+them by the report's CSS variables, so that the same figure follows its dark theme.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix
 
 from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.evaluate.calibration import Floats, Ints
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLOURS = {
     "ink": "#1f2933",
@@ -29,15 +31,23 @@ COLOURS = {
     "b": "#d3601a",
     "tie": "#2f8f57",
 }
+"""Colours by the name of the report's CSS variable."""
+
 NAMES = ("A", "B", "tie")
+"""How figures name the outcomes, in LABELS order."""
+
 RELIABILITY_BINS = 10
-MOST_POINTS = 1500
+"""Largest number of bins of a reliability diagram; each has at least 5 rows."""
+
+HISTOGRAM_EDGES = np.linspace(0, 1, 21).tolist()
+MAX_POINTS = 1500
+"""Largest number of points in a scatter plot."""
+
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.edgecolor": COLOURS["muted"],
     "axes.labelcolor": COLOURS["ink"],
     "axes.titlesize": 10,
-    "axes.titlecolor": COLOURS["ink"],
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.spines.top": False,
@@ -49,100 +59,85 @@ _STYLE: dict[Any, Any] = {
     "text.color": COLOURS["ink"],
     "legend.frameon": False,
     "legend.fontsize": 8,
-    "legend.labelcolor": COLOURS["ink"],
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lmsys_unsloth",
+    "svg.fonttype": "none",  # text stays text
 }
 
 
-def all_figures(
+def plot_all(
     probabilities: Floats,
     labels: Ints,
     swap: tuple[Floats, Floats] | None,
     learning_curve: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[str, Figure]]:
-    """Every figure that these data allow, by file name: (text alternative, figure).
+    """Draw every figure for which there are data.
 
     Args:
         probabilities: [n, 3].
         labels: [n], -1 where unknown.
-        swap: probabilities (forward, exchanged) [m, 3] of rows scored both ways.
+        swap: probabilities [m, 3] of rows scored in both orders: as given, and with the responses
+            exchanged (columns in the order of the row as given).
         learning_curve: one entry for each logged step: ``step``, ``loss``, ``learning_rate``.
+
+    Returns:
+        (text alternative, figure) by file name.
     """
     known = labels >= 0
     p, y = probabilities[known], labels[known]
     figures: dict[str, tuple[str, Figure]] = {}
-    with _style():
-        for k, name in enumerate(LABELS if len(p) else ()):
-            alternative = f"Reliability of the probability of {NAMES[k]}"
-            figures[f"reliability_{name}"] = (alternative, reliability(p[:, k], y == k, k))
+    with mpl.rc_context(_STYLE):
+        for k, name in enumerate(LABELS):
+            if len(p):
+                alternative = f"Reliability of the probability of {NAMES[k]}"
+                figures[f"reliability_{name}"] = (alternative, plot_reliability(p[:, k], y == k, k))
+            if len(probabilities):
+                alternative = f"Histogram of the probability of {NAMES[k]}"
+                figures[f"histogram_{name}"] = (alternative, plot_histogram(probabilities[:, k], labels, k))
         if len(p):
             alternative = "Confusion matrix: known outcome against most probable outcome"
-            figures["confusion"] = (alternative, confusion(p, y))
-        for k, name in enumerate(LABELS if len(probabilities) else ()):
-            alternative = f"Histogram of the probability of {NAMES[k]}"
-            figures[f"histogram_{name}"] = (alternative, histogram(probabilities[:, k], labels, k))
+            figures["confusion"] = (alternative, plot_confusion(p, y))
         if swap is not None:
-            alternative = "Probability of A shown first against shown second"
-            figures["swap"] = (alternative, swap_scatter(*swap))
+            alternative = "Probability of response A in first position against in second position"
+            figures["swap"] = (alternative, plot_swap(*swap))
         if any("loss" in entry for entry in learning_curve):
-            figures["learning_curve"] = ("Training loss and learning rate by step", learning(learning_curve))
+            alternative = "Training loss and learning rate by step"
+            figures["learning_curve"] = (alternative, plot_learning_curve(learning_curve))
         for _, figure in figures.values():
-            _settle(figure)
+            figure.draw_without_rendering()  # compute the layout once, not for each file format
+            figure.set_layout_engine("none")
     return figures
 
 
-def reliability(predicted: Floats, outcome: NDArray[np.bool_], k: int) -> Figure:
-    """Observed share against predicted probability, in bins of equally many rows, with 95% intervals."""
-    figure, axes = _figure(2.9, 2.9)
+def plot_reliability(predicted: Floats, outcome: NDArray[np.bool_], k: int) -> Figure:
+    """Plot observed frequency against mean predicted probability in bins of equally many rows.
+
+    Vertical lines are 95% Wilson score intervals.
+    """
+    figure, axes = _square_subplot(2.9)
     order = np.argsort(predicted, kind="stable")
-    bins = [
-        part for part in np.array_split(order, min(RELIABILITY_BINS, max(1, len(order) // 5))) if len(part)
-    ]
-    x = np.array([predicted[part].mean() for part in bins])
-    share = np.array([outcome[part].mean() for part in bins])
-    low, high = wilson_interval(share, np.array([len(part) for part in bins]))
+    bins = np.array_split(order, np.clip(len(order) // 5, 1, RELIABILITY_BINS))
+    tests = [binomtest(int(outcome[rows].sum()), len(rows)) for rows in bins]
+    low, high = np.transpose([test.proportion_ci(0.95, method="wilson") for test in tests])
+    x, frequency = [predicted[rows].mean() for rows in bins], [test.statistic for test in tests]
     colour = COLOURS[LABELS[k]]
-    axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
     axes.vlines(x, low, high, color=colour, linewidth=1.4, alpha=0.55)
-    axes.plot(x, share, color=colour, marker="o", markersize=4, linewidth=1.2)
-    _unit_square(axes)
-    axes.set(xlabel=f"predicted probability of {NAMES[k]}", ylabel="observed share", title=NAMES[k])
+    axes.plot(x, frequency, color=colour, marker="o", markersize=4, linewidth=1.2)
+    axes.set(xlabel=f"predicted probability of {NAMES[k]}", ylabel="observed frequency", title=NAMES[k])
     return figure
 
 
-def wilson_interval(share: Floats, n: NDArray[Any]) -> tuple[Floats, Floats]:
-    """95% interval (low, high) of an observed share of ``n`` rows.
-
-    >>> low, high = wilson_interval(np.array([0.5]), np.array([100]))
-    >>> round(low.item(), 3), round(high.item(), 3)
-    (0.404, 0.596)
-    """
-    z = 1.959964
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return np.maximum(centre - half, 0), np.minimum(centre + half, 1)
-
-
-def confusion(p: Floats, y: Ints) -> Figure:
-    """Counts and row shares; the darker a cell, the larger its share of its row."""
-    from matplotlib.patches import Rectangle
-
-    counts = np.zeros((3, 3), dtype=np.int64)
-    np.add.at(counts, (y, p.argmax(axis=1)), 1)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axes = _figure(3.4, 2.9)
+def plot_confusion(p: Floats, y: Ints) -> Figure:
+    """Plot the confusion matrix: counts and shares of each row; darker cells hold a larger share."""
+    predicted = p.argmax(axis=1)
+    counts = confusion_matrix(y, predicted, labels=range(3))
+    share = confusion_matrix(y, predicted, labels=range(3), normalize="true")
+    figure, axes = _subplot(3.4, 2.9)
     axes.grid(False)
-    for i in range(3):
-        for j in range(3):
-            axes.add_patch(
-                Rectangle(
-                    (j - 0.48, i - 0.48), 0.96, 0.96, facecolor=COLOURS["a"], alpha=0.08 + 0.6 * share[i, j]
-                )
-            )
-            axes.text(j, i - 0.1, f"{counts[i, j]:,}", ha="center", va="center", fontsize=11)
-            axes.text(j, i + 0.25, f"{share[i, j]:.0%}", ha="center", va="center", fontsize=8)
-    axes.set(xlim=(-0.5, 2.5), ylim=(2.5, -0.5), xlabel="most probable", ylabel="known outcome")
+    for i, j in np.ndindex(3, 3):
+        shade = 0.08 + 0.6 * share[i, j]
+        axes.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, facecolor=COLOURS["a"], alpha=shade))
+        axes.text(j, i - 0.1, f"{counts[i, j]:,}", ha="center", va="center", fontsize=11)
+        axes.text(j, i + 0.25, f"{share[i, j]:.0%}", ha="center", va="center", fontsize=8)
+    axes.set(xlim=(-0.5, 2.5), ylim=(2.5, -0.5), xlabel="most probable outcome", ylabel="known outcome")
     axes.set_xticks(range(3), NAMES)
     axes.set_yticks(range(3), NAMES)
     axes.tick_params(length=0)
@@ -150,126 +145,100 @@ def confusion(p: Floats, y: Ints) -> Figure:
     return figure
 
 
-def histogram(values: Floats, labels: Ints, k: int) -> Figure:
-    """How often each probability was given, for rows with this outcome and for the others."""
-    figure, axes = _figure(2.9, 2.1)
-    edges = np.linspace(0, 1, 21).tolist()
+def plot_histogram(values: Floats, labels: Ints, k: int) -> Figure:
+    """Plot the density of outcome ``k``'s probability, for rows with this outcome and for other rows."""
+    figure, axes = _subplot(2.9, 2.1)
     known = labels >= 0
-    same, others = known & (labels == k), known & (labels != k)
-    colour = COLOURS[LABELS[k]]
-    if not known.any():
-        axes.hist(values, edges, density=True, color=colour, alpha=0.65)
-    if same.any():
-        axes.hist(values[same], edges, density=True, color=colour, alpha=0.65, label=f"outcome {NAMES[k]}")
-    if others.any():
-        axes.hist(
-            values[others], edges, density=True, color=COLOURS["ink"], linewidth=1.1,
-            histtype="step", label="other outcomes",
-        )  # fmt: skip
+    filled = values[labels == k] if known.any() else values
+    outlined = values[known & (labels != k)]
+    if len(filled):
+        style: dict[str, Any] = {"color": COLOURS[LABELS[k]], "alpha": 0.65}
+        axes.hist(filled, HISTOGRAM_EDGES, density=True, label=f"outcome {NAMES[k]}", **style)
+    if len(outlined):
+        style = {"color": COLOURS["ink"], "linewidth": 1.1, "histtype": "step"}
+        axes.hist(outlined, HISTOGRAM_EDGES, density=True, label="other outcomes", **style)
     if known.any():
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, handlelength=1.2)
     axes.set(xlim=(0, 1), xlabel=f"predicted probability of {NAMES[k]}", ylabel="density")
     return figure
 
 
-def swap_scatter(forward: Floats, swapped: Floats, seed: int = 0) -> Figure:
-    """Probability of bot A shown first against the same bot shown second; 1,500 rows at most, at random."""
-    figure, axes = _figure(3.2, 3.2)
-    if len(forward) > MOST_POINTS:
-        chosen = np.random.default_rng(seed).choice(len(forward), MOST_POINTS, replace=False)
+def plot_swap(forward: Floats, swapped: Floats, seed: int = 0) -> Figure:
+    """Plot the probability of response A in first position against that in second position.
+
+    A random sample of :data:`MAX_POINTS` rows is drawn when there are more.
+    """
+    figure, axes = _square_subplot(3.2)
+    if len(forward) > MAX_POINTS:
+        chosen = np.random.default_rng(seed).choice(len(forward), MAX_POINTS, replace=False)
         forward, swapped = forward[chosen], swapped[chosen]
-    axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
     size = 12 if len(forward) < 300 else 5
     axes.scatter(forward[:, 0], swapped[:, 0], s=size, color=COLOURS["a"], alpha=0.45, linewidths=0)
-    _unit_square(axes)
-    axes.set(xlabel="probability of A, shown first", ylabel="probability of A, shown second")
+    axes.set(xlabel="probability of A in first position", ylabel="probability of A in second position")
     return figure
 
 
-def learning(curve: Sequence[dict[str, Any]]) -> Figure:
-    """Training loss (each logged step, and a running mean) above the learning rate."""
-    from matplotlib.figure import Figure
-
+def plot_learning_curve(curve: Sequence[dict[str, Any]]) -> Figure:
+    """Plot training loss (each logged step, and a running mean) above the learning rate."""
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    losses = [(entry["step"], entry["loss"]) for entry in curve if "loss" in entry]
-    steps, values = np.array(losses, dtype=np.float64).T
-    window = max(1, len(values) // 20)
-    mean = np.convolve(values, np.ones(window), "valid") / window
-    upper.plot(steps, values, color=COLOURS["a"], linewidth=0.8, alpha=0.4)
-    upper.plot(
-        steps[window - 1 :], mean, color=COLOURS["a"], linewidth=1.6, marker="o" if len(steps) < 3 else None
-    )
+    steps, losses = np.array([(entry["step"], entry["loss"]) for entry in curve if "loss" in entry]).T
+    window = max(1, len(losses) // 20)
+    mean = np.convolve(losses, np.ones(window), "valid") / window
+    marker = "o" if len(steps) < 3 else None
+    upper.plot(steps, losses, color=COLOURS["a"], linewidth=0.8, alpha=0.4)
+    upper.plot(steps[window - 1 :], mean, color=COLOURS["a"], linewidth=1.6, marker=marker)
     upper.set(ylabel="training loss")
     rates = [(entry["step"], entry["learning_rate"]) for entry in curve if "learning_rate" in entry]
     if rates:
-        lower.plot(*np.array(rates, dtype=np.float64).T, color=COLOURS["tie"], linewidth=1.3)
+        lower.plot(*np.array(rates).T, color=COLOURS["tie"], linewidth=1.3)
         lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     lower.set(xlabel="step", ylabel="rate")
     return figure
 
 
-def png(figure: Figure) -> bytes:
-    """The figure for files and trackers, on white."""
+def render_png(figure: Figure) -> bytes:
+    """Render the figure on white, for files and experiment trackers."""
     buffer = io.BytesIO()
-    with _style():
+    with mpl.rc_context(_STYLE):
         figure.savefig(buffer, format="png", dpi=160, facecolor="white")
     return buffer.getvalue()
 
 
-def themed_svg(figure: Figure, name: str) -> str:
-    """The figure as inline SVG that takes its colours and its font from the page around it.
+def render_svg(figure: Figure, name: str) -> str:
+    """Render the figure as inline SVG that takes its colours and its font from the page around it.
 
-    ``name`` must be unique in the page: it keeps the identifiers inside apart from other figures'.
+    Args:
+        name: unique in the page; keeps the identifiers inside apart from those of other figures.
     """
-    import matplotlib as mpl
-
     buffer = io.StringIO()
-    with _style(), mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # groups that nothing refers to
-    svg = re.sub(
-        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 xmlns="http://www.w3.org/2000/svg">', svg, count=1
-    )
-    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", svg)
-    svg = re.sub(
-        r"<style.*?</style>", "", svg, flags=re.DOTALL
-    )  # would hold for the whole page; it has its own
-    for key, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{key})")
+    replacements = {
+        r' id="[A-Za-z0-9.]+_\d+"': "",  # groups that nothing refers to
+        r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>': r'<svg \1 xmlns="http://www.w3.org/2000/svg">',
+        r"<style.*?</style>": "",  # would apply to the whole page
+        r"font-family: [^;\"]*": "font-family: var(--font)",
+        **{colour: f"var(--{key})" for key, colour in COLOURS.items()},
+    }
+    for pattern, replacement in replacements.items():
+        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
     return svg
 
 
-def _style() -> Any:
-    import matplotlib as mpl
-
-    return mpl.rc_context(_STYLE)
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of one panel, in inches. Without pyplot: nothing global, nothing to close."""
-    from matplotlib.figure import Figure
-
+def _subplot(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one panel, sizes in inches; without pyplot no global state has to be closed."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _settle(figure: Figure) -> None:
-    """Lay the figure out once, not again for each format it is saved in."""
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.execute(figure)
-        figure.set_layout_engine("none")
-
-
-def _unit_square(axes: Axes) -> None:
-    axes.set(
-        xlim=(-0.02, 1.02),
-        ylim=(-0.02, 1.02),
-        xticks=np.linspace(0, 1, 6),
-        yticks=np.linspace(0, 1, 6),
-        aspect="equal",
-    )
+def _square_subplot(size: float) -> tuple[Figure, Axes]:
+    """A figure of the unit square with its diagonal."""
+    figure, axes = _subplot(size, size)
+    limits, ticks = (-0.02, 1.02), np.linspace(0, 1, 6)
+    axes.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks, aspect="equal")
+    axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)))
+    return figure, axes

@@ -1,9 +1,9 @@
-"""Predictions to files: what every scoring ends with, whatever model it came from."""
+"""Write everything that a scoring ends with: predictions, metrics and report."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,19 @@ from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.selection import Overlap
 from lmsys_unsloth.evaluate import baselines, metrics, predictions
 from lmsys_unsloth.evaluate.predictions import Predictions
-from lmsys_unsloth.evaluate.scoring import ScoringSpeed
+from lmsys_unsloth.evaluate.scores import Metrics, ModelScore, ScoringSpeed
 from lmsys_unsloth.prompting.prepared import Prepared
 from lmsys_unsloth.report import page
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of an evaluation, ready to be shown and tracked."""
+    """Result of an evaluation."""
 
-    metrics: dict[str, Any]
+    metrics: Metrics
     predictions: Predictions
     rows: Sequence[Comparison]
     """Scored rows, in the order of ``predictions``."""
@@ -34,19 +35,23 @@ class Outcome:
 def report_scoring(
     run: Run, config: Config, prepared: Prepared, predicted: Predictions, speed: ScoringSpeed
 ) -> Outcome:
-    """Report the predictions of one model, next to baselines that learn from its training rows."""
-    further: dict[str, Any] = {"scoring": speed.as_dict()}
-    if prepared.overlap is not None:
-        further["trained_rows"] = dataclasses.asdict(prepared.overlap)
+    """Report the predictions of one model, with baselines that are fitted on its training rows."""
     rows = [row.comparison for row in prepared.scored]
-    baseline = {}
+    prior = regression = None
     if prepared.baseline_rows:
         labels = [row.label for row in prepared.baseline_rows if row.label is not None]
-        baseline = {
-            "train_prior": metrics.class_prior(np.array(labels, dtype=np.int64)),
-            "baseline_probabilities": baselines.logistic_regression(prepared.baseline_rows, rows),
-        }
-    return report_results(run, config, predicted, rows, further, **baseline)
+        prior = baselines.class_prior(np.array(labels, dtype=np.int64))
+        regression = baselines.logistic_regression(prepared.baseline_rows, rows)
+    return report_results(
+        run,
+        config,
+        predicted,
+        rows,
+        train_prior=prior,
+        baseline_probabilities=regression,
+        scoring=speed,
+        trained_rows=prepared.overlap,
+    )
 
 
 def report_results(
@@ -54,8 +59,12 @@ def report_results(
     config: Config,
     predicted: Predictions,
     rows: Sequence[Comparison],
-    further: Mapping[str, Any] | None = None,
-    **baseline: Any,
+    *,
+    train_prior: NDArray[Any] | Sequence[float] | None = None,
+    baseline_probabilities: NDArray[np.float64] | None = None,
+    scoring: ScoringSpeed | None = None,
+    trained_rows: Overlap | None = None,
+    runs_compared: tuple[ModelScore, ...] = (),
 ) -> Outcome:
     """Write predictions, metrics and report, and print the summary.
 
@@ -66,28 +75,27 @@ def report_results(
         config: the seed is used.
         predicted: predictions of ``rows``.
         rows: scored rows, in the order of ``predicted``.
-        further: metrics that are known already, such as the speed.
-        baseline: ``train_prior`` and ``baseline_probabilities`` as in
-            :func:`~lmsys_unsloth.evaluate.metrics.compute_metrics`.
+        train_prior: as in :func:`~lmsys_unsloth.evaluate.metrics.compute_metrics`.
+        baseline_probabilities: likewise.
+        scoring: becomes a part of the metrics, like ``trained_rows`` and ``runs_compared``.
     """
-    result = {
-        **metrics.score_predictions(
-            predicted, seed=config.seed, true_probabilities=_true_probabilities(rows), **baseline
-        ),
-        **(further or {}),
-    }
+    truth = [row.true_probabilities for row in rows if row.true_probabilities is not None]
+    scored = metrics.score_predictions(
+        predicted,
+        train_prior=train_prior,
+        baseline_probabilities=baseline_probabilities,
+        true_probabilities=np.array(truth) if rows and len(truth) == len(rows) else None,
+        seed=config.seed,
+    )
+    result = dataclasses.replace(
+        scored, scoring=scoring, trained_rows=trained_rows, runs_compared=runs_compared
+    )
     predictions.write_predictions(run.predictions, predicted)
-    write_json(run.metrics, result)
+    write_json(run.metrics, result.to_json())
     if not predicted.labelled.any():
         predictions.write_submission(run.submission, predicted)
+        print(f"{len(predicted)} rows predicted: {run.submission}")
     page.write_report(run, result, predicted, rows)
     page.print_summary(result)
-    if not predicted.labelled.any():
-        print(f"{len(predicted)} rows predicted: {run.submission}")
     print(f"run directory: {run.path}")
     return Outcome(result, predicted, rows)
-
-
-def _true_probabilities(rows: Sequence[Comparison]) -> NDArray[np.float64] | None:
-    known = [row.true_probabilities for row in rows if row.true_probabilities is not None]
-    return np.array(known) if rows and len(known) == len(rows) else None

@@ -1,41 +1,45 @@
-"""Where a model is good and where it fails: the loss on parts of the rows."""
+"""Log loss on subsets of the rows: where a model predicts well and where it fails."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.evaluate.bootstrap import bootstrap_interval, cluster_numbers
-from lmsys_unsloth.evaluate.calibration import Floats, Ints, log_losses
+from lmsys_unsloth.evaluate.bootstrap import Interval, bootstrap_interval, cluster_numbers
+from lmsys_unsloth.evaluate.calibration import log_losses
 from lmsys_unsloth.evaluate.predictions import Predictions
 
-SMALLEST = 10
-"""Parts with fewer rows are not shown: their loss says nothing."""
+MIN_ROWS = 10
+"""Slices with fewer rows are left out: their loss is too uncertain."""
 
-MOST_MODEL_PAIRS = 12
+MAX_MODEL_PAIRS = 12
+"""Number of model pairs that get a slice of their own."""
+
 REPLICATES = 500
+"""Bootstrap replicates for the interval of each slice."""
+
 TURNS = ("1 turn", "2 turns", "3 turns", "4 or more turns")
 LONGER = ("A is longer", "within 25% of each other", "B is longer")
+ANSWERS = ("different answers", "identical answers")
 OUTCOMES = ("A preferred", "B preferred", "tie")
 TRUNCATED = ("nothing cut", "less than half cut", "half or more cut")
 OTHER_PAIRS = "all other pairs"
 
-Division = tuple[list[str], Sequence[str]]
-"""The part each row is in, and the parts in the order in which they are shown."""
+Division = tuple[NDArray[np.int64], Sequence[str]]
+"""Slice number [rows] of each row, and the names of the slices in the order of the report."""
 
-_SAMPLE = 600
-"""Characters of a conversation that are looked at to tell its language."""
+_LANGUAGE_SAMPLE = 600
+"""Number of characters from which the language is guessed."""
 
 _WORD = re.compile(r"[^\W\d_]+")
-_SCRIPT_WORD = re.compile(r"[ -]")
 _COMMON_WORDS = {
     "English": "the of and to is in that what how you for with this are it on my an do can be or if write "
     "make which why who when where your from at as have me we should does would give please tell was not all",
@@ -49,10 +53,10 @@ _COMMON_WORDS = {
     "Turkish": "bir ve bu için ne mi ile nasıl da de var çok olarak ben olan bana",
     "Vietnamese": "là của và có cho một các không người được trong với này những tôi hãy",
 }
-_VOTES: dict[str, list[str]] = {}
-for _name, _words in _COMMON_WORDS.items():
+_LANGUAGES_BY_WORD: dict[str, list[str]] = {}
+for _language, _words in _COMMON_WORDS.items():
     for _word in _words.split():
-        _VOTES.setdefault(_word, []).append(_name)
+        _LANGUAGES_BY_WORD.setdefault(_word, []).append(_language)
 _SCRIPTS = {
     "CYRILLIC": "Cyrillic script",
     "ARABIC": "Arabic script",
@@ -69,153 +73,127 @@ _SCRIPTS = {
 }
 
 
-def language(text: str) -> str:
-    """A rough guess from the script, and for Latin script from common words; no model, no download.
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Metrics of one subset of the rows."""
 
-    Good enough to see that a model fails outside English; single short prompts may be misjudged.
-    Text without letters is "no words"; Latin text without known words is "other Latin script".
+    name: str
+    n: int
+    log_loss: float
+    log_loss_ci: Interval | None
+    accuracy: float
 
-    >>> language("How do I make tea?"), language("Как заварить чай?"), language("お茶の入れ方")
-    ('English', 'Cyrillic script', 'Japanese')
+
+def guess_language(text: str) -> str:
+    """Guess the language from the script and, for Latin script, from common words.
+
+    Accurate enough to show that a model fails outside English; a single short prompt may be misjudged.
+    Text without letters is "no words"; Latin text without a known word is "other Latin script".
+
+    >>> [guess_language(text) for text in ("How do I make tea?", "Как заварить чай?", "お茶の入れ方")]
+    ['English', 'Cyrillic script', 'Japanese']
     """
-    start = text[:_SAMPLE]
-    letters = [c for c in start if c.isalpha()]
-    if not letters:
+    sample = text[:_LANGUAGE_SAMPLE]
+    scripts: Counter[str] = Counter()
+    for letter, count in Counter(filter(str.isalpha, sample)).items():
+        scripts[_script(letter)] += count
+    if not scripts:
         return "no words"
-    if not start.isascii():
-        scripts = Counter(map(_script, letters))
-        if scripts["Japanese"] > 0.1 * len(letters):
-            return "Japanese"  # kana decide: the rest may be written in Chinese characters
-        script = scripts.most_common(1)[0][0]
-        if script != "Latin":
-            return script
-    votes = Counter(name for word in _WORD.findall(start.lower()) for name in _VOTES.get(word, ()))
+    if scripts["Japanese"] > 0.1 * scripts.total():
+        return "Japanese"  # kana are conclusive: most other characters may be Chinese
+    script = scripts.most_common(1)[0][0]
+    if script != "Latin":
+        return script
+    words = _WORD.findall(sample.lower())
+    votes = Counter(language for word in words for language in _LANGUAGES_BY_WORD.get(word, ()))
     return votes.most_common(1)[0][0] if votes else "other Latin script"
 
 
 @lru_cache(maxsize=2**16)
 def _script(letter: str) -> str:
-    return _SCRIPTS.get(_SCRIPT_WORD.split(unicodedata.name(letter, ""))[0], "Latin")
+    return _SCRIPTS.get(re.split("[ -]", unicodedata.name(letter, ""))[0], "Latin")
 
 
 def losses_by_slice(
     predictions: Predictions, rows: Sequence[Comparison], *, seed: int = 0
-) -> dict[str, list[dict[str, Any]]]:
-    """Loss with its interval for parts of the labelled rows.
+) -> dict[str, list[Slice]]:
+    """Compute the log loss, its interval and the accuracy on slices of the labelled rows.
 
     Args:
-        predictions: what was predicted; ``share_cut`` is used when present.
-        rows: the same rows, in the same order.
+        predictions: predictions of ``rows``; the column ``share_cut`` is used if present.
+        rows: the predicted rows, in the order of ``predictions``.
+        seed: seed of the bootstrap.
 
     Returns:
-        for each way to divide (in reading order) its parts: ``{"name", "n", "share", "log_loss",
-        "ci", "accuracy"}``. Ways that give one part only are left out.
+        For each property that rows are divided by, in the order of the report, its slices. Properties with
+        a single slice are left out.
     """
-    mask = predictions.labelled
-    known = predictions.take(mask)
+    known = predictions.take(predictions.labelled)
     if not len(known):
         return {}
-    inside = [row for row, chosen in zip(rows, mask, strict=True) if chosen]
+    labelled_rows = [row for row, labelled in zip(rows, predictions.labelled, strict=True) if labelled]
     losses = log_losses(known.probabilities.astype(np.float64), known.labels)
-    hits = (known.probabilities.argmax(axis=1) == known.labels).astype(np.float64)
+    correct = known.probabilities.argmax(axis=1) == known.labels
     cluster = cluster_numbers(known.groups, len(known))
+
+    def measure(name: str, inside: NDArray[np.bool_]) -> Slice:
+        return Slice(
+            name=name,
+            n=int(inside.sum()),
+            log_loss=float(losses[inside].mean()),
+            log_loss_ci=bootstrap_interval(losses[inside], cluster[inside], seed=seed, replicates=REPLICATES),
+            accuracy=float(correct[inside].mean()),
+        )
+
     tables = {}
-    for title, (names, order) in _divisions(known, inside).items():
-        parts = [_part(name, np.asarray(names) == name, losses, hits, cluster, seed) for name in order]
-        shown = [part for part in parts if part["n"] >= SMALLEST]
-        if len(shown) > 1:
-            tables[title] = shown
+    for title, (numbers, names) in _divide(known, labelled_rows).items():
+        masks = {name: numbers == number for number, name in enumerate(names)}
+        large = {name: inside for name, inside in masks.items() if inside.sum() >= MIN_ROWS}
+        if len(large) > 1:
+            tables[title] = [measure(name, inside) for name, inside in large.items()]
     return tables
 
 
-def _divisions(known: Predictions, rows: Sequence[Comparison]) -> dict[str, Division]:
-    identical = [row.responses_a == row.responses_b for row in rows]
-    ways: dict[str, Division | None] = {
-        "Turns": _ordered([_turns(len(row.prompts)) for row in rows], TURNS),
-        "Length": _lengths(rows),
-        "Share truncated": _truncated(known),
-        "Language of the prompt": _by_size(_languages(rows)),
-        "Answers": _by_size(["identical answers" if same else "different answers" for same in identical]),
-        "Longer answer": _ordered([_longer(row) for row in rows], LONGER),
-        "Outcome": _ordered([OUTCOMES[label] for label in known.labels], OUTCOMES),
-        "Fold": _by_size([f"fold {fold}" for fold in known.folds], key=lambda name: int(name[5:])),
-        "Model pair": _model_pairs(rows),
+def _divide(known: Predictions, rows: Sequence[Comparison]) -> dict[str, Division]:
+    """Every division of the rows, by its title in the report."""
+    a, b = np.array([[sum(map(len, r.responses_a)), sum(map(len, r.responses_b))] for r in rows]).T
+    length = a + b + [sum(map(len, row.prompts)) for row in rows]
+    low, middle, high = (int(quartile) for quartile in np.quantile(length, [0.25, 0.5, 0.75]))
+    between = (f"{low + 1:,} to {middle:,}", f"{middle + 1:,} to {high:,}")
+    lengths = (f"up to {low:,} characters", *between, f"over {high:,}")
+    folds, fold = np.unique(known.folds, return_inverse=True)
+    share_cut = np.array([share or 0.0 for share in known.extra.get("share_cut") or [0.0] * len(rows)])
+    return {
+        "Turns": (np.clip([len(row.prompts) for row in rows], 1, len(TURNS)) - 1, TURNS),
+        "Length": (np.searchsorted([low, middle, high], length), lengths),
+        "Share truncated": (np.digitize(share_cut, [np.finfo(float).tiny, 0.5]), TRUNCATED),
+        "Language of the prompt": _number_by_size(_languages(rows)),
+        "Answers": _number_by_size([ANSWERS[row.responses_a == row.responses_b] for row in rows]),
+        "Longer answer": (1 - (a > 1.25 * b).astype(int) + (b > 1.25 * a), LONGER),
+        "Outcome": (known.labels, OUTCOMES),
+        "Fold": (fold, [f"fold {number}" for number in folds]),
+        "Model pair": _divide_by_model_pair(rows),
     }
-    return {title: division for title, division in ways.items() if division is not None}
 
 
-def _ordered(names: list[str], order: Sequence[str]) -> Division:
-    return names, order
-
-
-def _by_size(names: list[str], key: Callable[[str], Any] | None = None) -> Division:
-    """Parts from the largest to the smallest, or by ``key``."""
-    counts = Counter(names)
-    return names, sorted(counts, key=key or (lambda name: (-counts[name], name)))
+def _number_by_size(values: Sequence[str]) -> Division:
+    """One slice for each value, in descending order of size."""
+    counts = Counter(values)
+    names = sorted(counts, key=lambda value: (-counts[value], value))
+    return np.array([names.index(value) for value in values]), names
 
 
 def _languages(rows: Sequence[Comparison]) -> list[str]:
-    """The source's own ``language`` column where every row has one, else a guess from the prompt."""
+    """The source's own ``language`` column where every row has one, else a guess from the prompts."""
     stated = [row.extra.get("language") for row in rows]
     if all(stated):
         return [str(name) for name in stated]
-    return [language(" ".join(row.prompts)) for row in rows]
+    return [guess_language(" ".join(row.prompts)) for row in rows]
 
 
-def _turns(count: int) -> str:
-    return TURNS[min(max(count, 1), len(TURNS)) - 1]
-
-
-def _longer(row: Comparison) -> str:
-    a, b = (sum(map(len, texts)) for texts in (row.responses_a, row.responses_b))
-    if max(a, b) <= 1.25 * min(a, b):
-        return LONGER[1]
-    return LONGER[0] if a > b else LONGER[2]
-
-
-def _lengths(rows: Sequence[Comparison]) -> Division:
-    """Quarters by the characters of the whole conversation: before cutting, and the same for every model."""
-    sizes = [sum(map(len, (*row.prompts, *row.responses_a, *row.responses_b))) for row in rows]
-    low, middle, high = (int(q) for q in np.quantile(sizes, [0.25, 0.5, 0.75]))
-    names = (
-        f"up to {low:,} characters",
-        f"{low + 1:,} to {middle:,}",
-        f"{middle + 1:,} to {high:,}",
-        f"over {high:,}",
-    )
-    return [names[k] for k in np.searchsorted([low, middle, high], sizes)], names
-
-
-def _truncated(known: Predictions) -> Division | None:
-    shares = known.extra.get("share_cut")
-    if shares is None:
-        return None
-    return [TRUNCATED[0 if not share else 1 if share < 0.5 else 2] for share in shares], TRUNCATED
-
-
-def _model_pairs(rows: Sequence[Comparison]) -> Division | None:
+def _divide_by_model_pair(rows: Sequence[Comparison]) -> Division:
     """The most frequent pairs, without regard to order; all other pairs together."""
-    pairs = [
-        " / ".join(sorted((row.model_a, row.model_b))) if row.model_a and row.model_b else OTHER_PAIRS
-        for row in rows
-    ]
-    frequent = [pair for pair, _ in Counter(pairs).most_common() if pair != OTHER_PAIRS][:MOST_MODEL_PAIRS]
-    if not frequent:
-        return None
-    return [pair if pair in frequent else OTHER_PAIRS for pair in pairs], [*frequent, OTHER_PAIRS]
-
-
-def _part(
-    name: str, inside: NDArray[np.bool_], losses: Floats, hits: Floats, cluster: Ints, seed: int
-) -> dict[str, Any]:
-    n = int(inside.sum())
-    if n < SMALLEST:
-        return {"name": name, "n": n}
-    return {
-        "name": name,
-        "n": n,
-        "share": float(inside.mean()),
-        "log_loss": float(losses[inside].mean()),
-        "ci": bootstrap_interval(losses[inside], cluster[inside], seed=seed, replicates=REPLICATES),
-        "accuracy": float(hits[inside].mean()),
-    }
+    pairs = [tuple(sorted((row.model_a, row.model_b))) if row.model_a and row.model_b else () for row in rows]
+    frequent = [pair for pair, _ in Counter(pairs).most_common() if pair][:MAX_MODEL_PAIRS]
+    numbers = [frequent.index(pair) if pair in frequent else len(frequent) for pair in pairs]
+    return np.array(numbers), [*(" / ".join(pair) for pair in frequent), OTHER_PAIRS]

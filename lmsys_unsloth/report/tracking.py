@@ -1,4 +1,4 @@
-"""Experiment tracking: wandb online, offline, or nothing. A server out of reach never stops a run."""
+"""Experiment tracking with wandb, online or offline. An unreachable server never stops a run."""
 
 from __future__ import annotations
 
@@ -26,22 +26,26 @@ from lmsys_unsloth.train.metric_logger import MetricLogger
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 20.0
-FINISH_SECONDS = 300.0
-"""A server that went away while a run was going: what is not uploaded by then stays on disk."""
+"""Time to wait for the server, in seconds, before a run continues offline."""
 
-TAG_CHARACTERS = 64  # wandb refuses longer ones
+FINISH_SECONDS = 300.0
+"""Time to wait for uploads at the end of a run, in seconds; what is not uploaded by then stays on disk."""
+
+TAG_CHARACTERS = 64
+"""Largest length of a tag that wandb accepts."""
+
 JobType = Literal["train", "eval", "cv"]
 
 
 class Tracker(MetricLogger, Protocol):
-    """Where the numbers of a run go besides its directory."""
+    """Receives the metrics of a run while it trains, and its results at the end."""
 
     def publish(self, outcome: Outcome, run: Run) -> None:
-        """Publish the metrics, tables and plots of an evaluation."""
+        """Publish the metrics, tables and plots of an evaluation; ``run`` holds the plots and the adapter."""
 
 
 class NoTracker:
-    """``logger=none``."""
+    """Does nothing (``logger=none``)."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         pass
@@ -54,51 +58,44 @@ class NoTracker:
 
 
 class WandbTracker:
-    """``logger=wandb``: one wandb run per run directory, resumed under its id."""
+    """Logs to one wandb run for each run directory, resumed under its id (``logger=wandb``)."""
 
     def __init__(
-        self,
-        config: Config,
-        run: Run,
-        *,
-        job_type: JobType,
-        sweep: str | None,
-        overrides: Sequence[str],
+        self, config: Config, run: Run, *, job_type: JobType, sweep: str | None, overrides: Sequence[str]
     ) -> None:
         import wandb
 
         self.save_adapter = config.logger.save_adapter
-        id_file = run.wandb_id
-        if not id_file.is_file():
-            write_text(id_file, secrets.token_hex(4))
+        if not run.wandb_id.is_file():
+            write_text(run.wandb_id, secrets.token_hex(4))
+        settings = wandb.Settings(init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, silent=True)
         options: dict[str, Any] = {
             "project": config.logger.project,
             "entity": config.logger.entity,
-            "group": config.logger.group or sweep or cv_name(config),
+            "group": config.logger.group or sweep or cross_validation_group(config),
             # None leaves the tags of a resumed run as they are.
-            "tags": [*config.logger.tags, *tags(overrides)] or None,
+            "tags": [*config.logger.tags, *select_tags(overrides)] or None,
             "job_type": job_type,
             "name": run.path.name,
-            "id": id_file.read_text(encoding="utf-8").strip(),
+            "id": run.wandb_id.read_text(encoding="utf-8").strip(),
             "resume": "allow",
             "dir": str(run.path),
             "config": {**config.model_dump(mode="json"), "model_prompt": model_prompt(config)},
-            # The second job of a sweep in one process would otherwise go on in the first one's run.
+            # Otherwise the second job of a sweep in one process would continue the run of the first.
             "reinit": "finish_previous",
+            "settings": settings,
         }
-        settings = wandb.Settings(init_timeout=CONNECT_SECONDS, finish_timeout=FINISH_SECONDS, silent=True)
         mode = _mode()
         try:
-            self.run = wandb.init(mode=mode, settings=settings, **options)
+            self.run = wandb.init(mode=mode, **options)
         except (wandb.Error, OSError) as error:
             if mode == "offline":
                 raise
-            log.warning("wandb can't be reached (%s); going on offline", type(error).__name__)
-            self.run = wandb.init(mode="offline", settings=settings, **options)
+            log.warning("the wandb server can't be reached (%s); continuing offline", type(error).__name__)
+            self.run = wandb.init(mode="offline", **options)
         if self.run.offline:
-            log.info(
-                "wandb is offline; upload later with: wandb sync %s", run.path / "wandb" / "offline-run-*"
-            )
+            files = run.path / "wandb" / "offline-run-*"
+            log.info("wandb is offline; upload later with: wandb sync %s", files)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.run.log(dict(values), step=step)
@@ -110,48 +107,37 @@ class WandbTracker:
         import wandb
 
         fold = _fold(outcome)
-        values = {"eval/fold": fold, **flat("eval", outcome.metrics)}
+        values = {"eval/fold": fold, **flatten("eval", outcome.metrics.to_json())}
         self.summarize(values)
-        # Charts know a number by its logged name.
+        # Charts need the numbers to be logged under their names, too.
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        tables = {
+            "tables/predictions": wandb.Table(*_prediction_table(outcome)),
+            "tables/worst_rows": wandb.Table(*_worst_rows_table(outcome)),
+        }
         plots = {f"plots/{file.stem}": wandb.Image(str(file)) for file in sorted(run.plots.glob("*.png"))}
-        self.run.log(
-            {
-                **numbers,
-                "tables/predictions": wandb.Table(*_prediction_table(outcome)),
-                "tables/worst_rows": wandb.Table(*_worst_rows_table(outcome)),
-                **plots,
-            }
-        )
+        self.run.log(numbers | tables | plots)
         if self.save_adapter and run.adapter.is_dir():
-            artifact = wandb.Artifact(
-                f"adapter-{self.run.id}",
-                type="model",
-                metadata={"log_loss": outcome.metrics.get("log_loss"), "fold": fold},
-            )
+            facts = {"log_loss": values["eval/log_loss"], "fold": fold}
+            artifact = wandb.Artifact(f"adapter-{self.run.id}", type="model", metadata=facts)
             artifact.add_dir(str(run.adapter))
             self.run.log_artifact(artifact)
 
     def finish(self, *, failed: bool = False) -> None:
-        """Close the run, so that the next job of a sweep starts its own."""
+        """Finish the run, so that the next job of a sweep starts its own."""
         self.run.finish(exit_code=int(failed))
 
 
 @contextmanager
 def start(
-    config: Config,
-    run: Run,
-    *,
-    job_type: JobType,
-    sweep: str | None = None,
-    overrides: Sequence[str] = (),
+    config: Config, run: Run, *, job_type: JobType, sweep: str | None = None, overrides: Sequence[str] = ()
 ) -> Iterator[Tracker]:
-    """The tracker that ``logger`` names, closed at the end of the block.
+    """Start the tracker that ``logger`` names, and finish it at the end of the block.
 
     Args:
-        sweep: name of the sweep this run belongs to; the default group. Else the runs of one
-            cross-validation make a group (:func:`cv_name`).
-        overrides: what was typed on the command line; becomes tags.
+        sweep: name of the sweep that the job belongs to, which becomes its group. Without one, the runs
+            of a cross-validation form a group (see :func:`cross_validation_group`).
+        overrides: overrides from the command line, which become tags (see :func:`select_tags`).
     """
     if config.logger.kind == "none":
         yield NoTracker()
@@ -166,21 +152,21 @@ def start(
 
 
 def model_prompt(config: Config) -> str:
-    """What the dashboard compares: ``llama3 v2``."""
+    """Name of the model and prompt that the workspace groups runs by: ``llama3 v2``."""
     return f"{config.model.name} {config.prompt.name}"
 
 
-def cv_name(config: Config) -> str:
-    """One name for the folds of a cross-validation: the settings without fold and logger decide it."""
+def cross_validation_group(config: Config) -> str:
+    """Group name shared by the folds of a cross-validation: a hash of all settings but fold and logger."""
     settings = config.model_dump(mode="json", exclude={"fold", "logger"})
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return f"cv {model_prompt(config)} {digest[:8]}"
 
 
-def tags(overrides: Sequence[str]) -> list[str]:
-    """Overrides worth finding a run by, as wandb takes them; no paths, which name a machine's folders.
+def select_tags(overrides: Sequence[str]) -> list[str]:
+    """Select the overrides that are useful as wandb tags; paths are left out, as they are private.
 
-    >>> tags(["model=llama3", "++train.epochs=2", "data.path=/home/me/train.csv", "logger=wandb"])
+    >>> select_tags(["model=llama3", "++train.epochs=2", "data.path=/home/me/train.csv", "logger=wandb"])
     ['model=llama3', 'train.epochs=2']
     """
     plain = [override.lstrip("+~") for override in overrides]
@@ -188,62 +174,58 @@ def tags(overrides: Sequence[str]) -> list[str]:
     return [tag[:TAG_CHARACTERS] for tag in kept if "/" not in tag and "\\" not in tag]
 
 
+def flatten(prefix: str, values: Any) -> dict[str, Any]:
+    """Flatten nested mappings and lists to one level, with names joined by ``/``.
+
+    >>> flatten("eval", {"log_loss": 0.9, "ci": [0.8, 1.0], "baselines": {"uniform": 1.1}})
+    {'eval/log_loss': 0.9, 'eval/ci/0': 0.8, 'eval/ci/1': 1.0, 'eval/baselines/uniform': 1.1}
+    """
+    if isinstance(values, list | tuple):
+        values = dict(enumerate(values))
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(f"{prefix}/{name}", value)
+    return flat
+
+
 def _fold(outcome: Outcome) -> int | None:
-    """The fold that was held out; None when several folds, or a file of no fold, were scored."""
+    """The held-out fold; None if several folds, or rows of no fold, were scored."""
     folds = set(outcome.predictions.folds.tolist())
-    only = folds.pop() if len(folds) == 1 else -1
-    return only if only >= 0 else None
+    return folds.pop() if len(folds) == 1 and min(folds) >= 0 else None
 
 
 def _prediction_table(outcome: Outcome) -> tuple[list[str], list[list[Any]]]:
-    """Columns and lines: every predicted row with its loss."""
+    """Columns and rows of the table of all predictions with their losses."""
     scored, p = outcome.predictions, outcome.predictions.probabilities.astype(np.float64)
-    loss: list[float | None] = [None] * len(scored)
-    where = np.flatnonzero(scored.labelled)
-    for row, value in zip(where.tolist(), log_losses(p[where], scored.labels[where]).tolist(), strict=True):
-        loss[row] = value
-    names = [None if label < 0 else LABELS[label] for label in scored.labels.tolist()]
-    lines = zip(scored.ids, scored.folds.tolist(), *p.T.tolist(), names, loss, strict=True)
-    return ["id", "fold", *(f"p_{name}" for name in LABELS), "label", "log_loss"], [list(x) for x in lines]
+    losses = iter(log_losses(p[scored.labelled], scored.labels[scored.labelled]).tolist())
+    outcomes = [(LABELS[k], next(losses)) if k >= 0 else (None, None) for k in scored.labels.tolist()]
+    columns = ["id", "fold", *(f"p_{name}" for name in LABELS), "label", "log_loss"]
+    rows = zip(scored.ids, scored.folds.tolist(), p.tolist(), outcomes, strict=True)
+    return columns, [[id, fold, *each, *outcome] for id, fold, each, outcome in rows]
 
 
 def _worst_rows_table(outcome: Outcome) -> tuple[list[str], list[list[Any]]]:
-    """Columns and lines: the rows that the report shows as most costly, with their texts."""
+    """Columns and rows of the table of the rows with the largest loss, with their texts."""
     columns = ["id", "log_loss", "outcome", *(f"p_{name}" for name in LABELS)]
-    lines = [
+    rows = [
         [row.id, row.loss, row.outcome, *row.probabilities]
         + ["\n\n".join(texts) for texts in zip(*row.turns, strict=True)]
         for row in page.examples(outcome.predictions, outcome.rows)
     ]
-    return [*columns, "prompt", "answer_a", "answer_b"], lines
-
-
-def flat(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested numbers under stable flat names; lists become ``/0``, ``/1``.
-
-    >>> flat("eval", {"log_loss": 0.9, "ci": [0.8, 1.0], "baselines": {"uniform": 1.1}})
-    {'eval/log_loss': 0.9, 'eval/ci/0': 0.8, 'eval/ci/1': 1.0, 'eval/baselines/uniform': 1.1}
-    """
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, list | tuple):
-            value = dict(zip(map(str, range(len(value))), value, strict=True))
-        result |= (
-            flat(f"{prefix}/{name}", value) if isinstance(value, Mapping) else {f"{prefix}/{name}": value}
-        )
-    return result
+    return [*columns, "prompt", "answer_a", "answer_b"], rows
 
 
 def _mode() -> Literal["online", "offline", "disabled"]:
-    """``WANDB_MODE`` if set; else online when a key is stored, and offline, without a question, when not."""
+    """``WANDB_MODE`` if set; else online if an API key is stored, and offline otherwise. Never prompts."""
     match os.environ.get("WANDB_MODE"):
         case "online" | "offline" | "disabled" as mode:
             return mode
     import wandb
 
     try:
-        logged_in = wandb.login(prompt=False)
+        return "online" if wandb.login(prompt=False) else "offline"
     except (wandb.Error, OSError) as error:
-        log.warning("wandb login can't be checked (%s); going on offline", type(error).__name__)
+        log.warning("the wandb login can't be checked (%s); continuing offline", type(error).__name__)
         return "offline"
-    return "online" if logged_in else "offline"

@@ -1,4 +1,4 @@
-"""trl's SFTTrainer with one optimiser step as its unit of work and the loss on the answer slot alone."""
+"""trl's SFTTrainer, with whole optimiser steps as dataset items and a loss on the answer token only."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lmsys_unsloth.model import memory
-from lmsys_unsloth.model.loading import import_unsloth
+from lmsys_unsloth.model.unsloth_import import import_unsloth
 
-import_unsloth()  # it patches trl and transformers, so it must come first
+import_unsloth()  # patches trl and transformers, so it must come before them
 
 import torch
 from datasets import Dataset
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class StepDataset(torch.utils.data.Dataset[list[Batch]]):
-    """Item ``i`` is optimiser step ``i``: its micro-batches."""
+    """Dataset whose item ``i`` holds the micro-batches of optimiser step ``i``."""
 
     def __init__(self, steps: Sequence[Step], rows: Sequence[EncodedRow]) -> None:
         self.steps, self.rows = steps, rows
@@ -53,7 +53,7 @@ class StepDataset(torch.utils.data.Dataset[list[Batch]]):
 
 
 def labelled_batch(rows: Sequence[EncodedRow]) -> Batch:
-    """Rows with what they are trained towards."""
+    """Collate rows with their target probabilities."""
     return collate(
         [row.input_ids for row in rows],
         [target(row.comparison.label, row.comparison.soft_label) for row in rows],
@@ -61,9 +61,19 @@ def labelled_batch(rows: Sequence[EncodedRow]) -> Batch:
 
 
 class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer whose unit of work is one optimiser step made of token-budgeted micro-batches.
+    """SFTTrainer whose dataset items are optimiser steps, each made of micro-batches within a token budget.
 
-    The gradient is that of the mean over the rows of the step, however they are split.
+    The gradient of a step is that of the mean loss over its rows, however they are split into micro-batches.
+
+    Args:
+        decoder: the model to train.
+        tokenizer: saved beside the checkpoints.
+        steps: micro-batches of every optimiser step.
+        answer_ids: token ids of the three answers.
+        config: optimisation settings.
+        run: checkpoints are written into its directory.
+        seed: of dropout.
+        metric_logger: receives loss, learning rate and gradient norm.
     """
 
     def __init__(
@@ -81,18 +91,18 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         self.decoder, self.steps, self.answer_ids, self.loss_kind = decoder, steps, answer_ids, config.loss
         self.memory = memory.Releaser()
         self.tokens_limit: int | None = None
-        """Of a micro-batch, once the memory has proved too small for the planned ones."""
+        """Maximum tokens in a micro-batch after an out-of-memory error; None before the first one."""
         adapters = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(
             model=model,
             args=_arguments(model, config, len(steps), run.checkpoints, seed),
-            train_dataset=placeholder(),
+            train_dataset=dummy_dataset(),
             processing_class=tokenizer,
-            callbacks=[_Reporter(len(steps), run, metric_logger)],
+            callbacks=[_ProgressCallback(len(steps), run, metric_logger)],
         )
         self.remove_callback(PrinterCallback)
-        # trl turns adapters of a 4-bit model to bfloat16, whose 8 bits of precision swallow small
-        # updates of AdamW; give them back the precision they were made with.
+        # trl casts the adapters of a 4-bit model to bfloat16, whose 8 bits of precision lose small AdamW
+        # updates: restore the dtype they were created with.
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(adapters[name])
@@ -111,16 +121,16 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
-            if total is None:  # outside the handler: the error holds on to the activations that did not fit
+            if total is None:  # outside the handler: the exception keeps the activations alive
                 model.zero_grad()
-                self._make_room(batches)
+                self._reduce_memory(batches)
         if not getattr(self, "_gradients_checked", False) and not self._scales_gradients():
             check_gradients(model, total.item())
             self._gradients_checked = True
         return total
 
     def _gradients(self, batches: Sequence[Batch]) -> Tensor:
-        """Adds the gradient of the mean loss over all rows of ``batches``; returns that loss."""
+        """Accumulate the gradient of the mean loss over all rows of ``batches``; returns that loss."""
         rows, device = sum(map(len, batches)), self.args.device
         total = torch.zeros((), device=device)
         for batch in batches:
@@ -133,11 +143,11 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     def _within_limit(self, batch: Batch) -> list[Batch]:
         return [batch] if self.tokens_limit is None else batch.split(self.tokens_limit)
 
-    def _make_room(self, batches: Sequence[Batch]) -> None:
-        """Smaller micro-batches from here on; when they are single rows already, checkpointed layers.
+    def _reduce_memory(self, batches: Sequence[Batch]) -> None:
+        """Use smaller micro-batches from now on or, once they are single rows, checkpoint all layers.
 
         Raises:
-            UserError: nothing more can be given up.
+            UserError: a single row does not fit with all layers checkpointed.
         """
         largest = max(batch.padded_tokens for batch in batches)
         if any(len(batch) > 1 for batch in batches):
@@ -161,11 +171,11 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
             torch.cuda.empty_cache()
 
     def _scales_gradients(self) -> bool:
-        """float16: the first steps' gradients may overflow by design, until the scale has settled."""
+        """Whether the loss is scaled (float16); the first gradients may then overflow until the scale settles."""
         return bool(self.args.fp16)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # transformers' estimate knows neither the answer slot nor micro-batches
+        return 0  # transformers' estimate assumes a loss at every position
 
 
 def _only(items: list[list[Batch]]) -> dict[str, list[Batch]]:
@@ -174,12 +184,12 @@ def _only(items: list[list[Batch]]) -> dict[str, list[Batch]]:
 
 
 def check_gradients(model: nn.Module, loss: float) -> None:
-    """Stop a run that can't learn: LoRA gradients must be finite and not all zero.
+    """Check after the first step that the LoRA gradients are finite and not all zero.
 
-    LoRA's A gets no gradient in the first step because B starts at zero; B must get one.
+    A receives no gradient in the first step because B starts at zero; B must receive one.
 
     Raises:
-        UserError: with what was found and what to try.
+        UserError: gradients are not finite, or every gradient of B is zero.
     """
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     missing = [name for name, gradient in gradients.items() if gradient is None]
@@ -200,8 +210,8 @@ def check_gradients(model: nn.Module, loss: float) -> None:
         )
 
 
-def placeholder() -> Dataset:
-    """For trl to look at: the rows come from :class:`StepDataset`. On CUDA unsloth wants a label in it."""
+def dummy_dataset() -> Dataset:
+    """Dummy dataset for SFTTrainer's constructor; unsloth rejects one with no labelled token on CUDA."""
     return Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
 
 
@@ -218,15 +228,15 @@ def _arguments(model: nn.Module, config: TrainConfig, steps: int, checkpoints: P
         warmup_steps=round(config.warmup_ratio * steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm or 0.0,  # 0 switches clipping off
-        optim=config.optimizer if on_gpu else "adamw_torch_fused",  # 8-bit states need a GPU
+        optim=config.optimizer if on_gpu else "adamw_torch_fused",  # 8-bit optimiser states need a GPU
         bf16=on_gpu and dtype == torch.bfloat16,
         fp16=on_gpu and dtype == torch.float16,
         use_cpu=not on_gpu,
-        gradient_checkpointing=False,  # the decoder, or unsloth, does it
+        gradient_checkpointing=False,  # done by the decoder or by unsloth
         logging_steps=config.log_every,
         save_strategy="steps",
         save_steps=config.save_every,
-        save_total_limit=2,  # the newest may be cut off by a kill
+        save_total_limit=2,  # the newest may be incomplete after a kill
         report_to="none",
         disable_tqdm=True,
         seed=seed,
@@ -237,8 +247,8 @@ def _arguments(model: nn.Module, config: TrainConfig, steps: int, checkpoints: P
     )
 
 
-class _Reporter(TrainerCallback):  # type: ignore[misc]
-    """Progress bar, train.log, tracker, and the mark of a whole checkpoint."""
+class _ProgressCallback(TrainerCallback):  # type: ignore[misc]
+    """Progress bar, logged metrics, and the marker of complete checkpoints."""
 
     def __init__(self, steps: int, run: Run, metric_logger: MetricLogger) -> None:
         self.steps, self.run, self.metric_logger = steps, run, metric_logger

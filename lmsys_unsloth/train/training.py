@@ -15,7 +15,7 @@ from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.model import loading, memory
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder
-from lmsys_unsloth.model.parity import agreeing_decoder
+from lmsys_unsloth.model.parity import choose_decoder
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.prompting.prepared import Prepared
@@ -98,7 +98,7 @@ def train(
     """
     lengths = [len(row.input_ids) for row in rows]
     steps = _plan(units, lengths, config, seed)
-    decoder = agreeing_decoder(model, rows, fast=config.fast, training=True)
+    decoder = choose_decoder(model, rows, fast=config.fast, training=True)
     packed = isinstance(decoder, FastDecoder)
     padding = 0.0 if packed else padding_share([batch for step in steps for batch in step], lengths)
     if (
@@ -152,7 +152,7 @@ def _merge_as_memory_allows(
     steps: Sequence[Step], decoder: FastDecoder, lengths: Sequence[int]
 ) -> list[Step]:
     """The same steps in as few micro-batches as fit with all activations kept."""
-    fit = decoder.tokens_kept(max(lengths), ACTIVATION_SHARE * memory.free_bytes())
+    fit = decoder.max_micro_batch_tokens(max(lengths), ACTIVATION_SHARE * memory.free_bytes())
     return [merge_micro_batches(step, lengths, min(fit, MAX_MERGED_TOKENS)) for step in steps]
 
 

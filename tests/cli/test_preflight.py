@@ -1,7 +1,9 @@
-"""The opening table stops what would silently give wrong numbers."""
+"""The checks before a run find what would otherwise give wrong numbers without an error."""
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from factories import composed
+from factories import config
 from safetensors.numpy import save_file
 
 from lmsys_unsloth.cli import preflight
-from lmsys_unsloth.cli.preflight import Check, checks, print_checks
-from lmsys_unsloth.config.parsing import Config, parse_config
+from lmsys_unsloth.cli.preflight import Check, print_checks, run_checks
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.model import memory, smollm2
+from lmsys_unsloth.model import smollm2
 from lmsys_unsloth.prompting.encoding import RowEncoder
 
 GEMMA2 = {
@@ -28,16 +29,20 @@ GEMMA2 = {
 LLAMA = GEMMA2 | {"model_type": "llama", "tie_word_embeddings": False, "final_logit_softcapping": None}
 
 
-def found(folder: Path, settings: dict[str, Any], tensors: list[str], *overrides: str) -> dict[str, Check]:
-    (folder / "config.json").write_text(json.dumps(settings))
+def results(folder: Path, model: dict[str, Any], tensors: list[str], *overrides: str) -> dict[str, Check]:
+    (folder / "config.json").write_text(json.dumps(model))
     save_file({name: np.zeros(1, dtype=np.float32) for name in tensors}, folder / "model.safetensors")
-    config: Config = parse_config(composed("prompt=v2", *overrides))
-    encoder = RowEncoder(smollm2.tokenizer(), config.prompt)
-    return {check.name: check for check in checks(config, encoder, folder)}
+    settings = config("prompt=v2", *overrides)
+    return {check.name: check for check in run_checks(settings, encoder(), folder)}
 
 
-def test_a_sound_model_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = found(tmp_path, GEMMA2, ["model.embed_tokens.weight"], "model=gemma2")
+@functools.cache
+def encoder() -> RowEncoder:
+    return RowEncoder(smollm2.tokenizer(), config("prompt=v2").prompt)
+
+
+def test_a_consistent_model_passes_all_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = results(tmp_path, GEMMA2, ["model.embed_tokens.weight"], "model=gemma2")
     assert {check.verdict for name, check in table.items() if name not in {"versions", "memory"}} == {"ok"}
     assert {
         "answers",
@@ -54,18 +59,22 @@ def test_a_sound_model_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "' A' 330, ' B' 389, ' Tie' 47832" in printed and "final 30.0, attention 50.0" in printed
 
 
-def test_a_head_that_is_neither_tied_nor_stored_stops_the_run(tmp_path: Path) -> None:
-    table = found(tmp_path, LLAMA, ["model.embed_tokens.weight"], "model=llama3")
-    assert table["LM head"].verdict == "stop"
-    with pytest.raises(UserError, match="LM head = own, but not among the weights: it would be random"):
+def test_an_lm_head_that_is_neither_tied_nor_stored_is_an_error(tmp_path: Path) -> None:
+    table = results(tmp_path, LLAMA, ["model.embed_tokens.weight"], "model=llama3")
+    assert table["LM head"].verdict == "error"
+    with pytest.raises(
+        UserError, match="LM head = separate, but not among the weights: it would be initialised at random"
+    ):
         print_checks(list(table.values()))
-    assert found(tmp_path, LLAMA, ["lm_head.weight"], "model=llama3")["LM head"].verdict == "ok"
+    assert results(tmp_path, LLAMA, ["lm_head.weight"], "model=llama3")["LM head"].verdict == "ok"
 
 
 @pytest.mark.parametrize("cap", ["final_logit_softcapping", "attn_logit_softcapping"])
-def test_a_missing_cap_stops_the_run(tmp_path: Path, cap: str) -> None:
-    table = found(tmp_path, GEMMA2 | {cap: None}, ["model.embed_tokens.weight"], "model=gemma2")
-    with pytest.raises(UserError, match="Gemma 2 was trained with 30 and 50"):
+def test_a_missing_soft_cap_is_an_error(tmp_path: Path, cap: str) -> None:
+    table = results(tmp_path, GEMMA2 | {cap: None}, ["model.embed_tokens.weight"], "model=gemma2")
+    with pytest.raises(
+        UserError, match="Gemma 2 was trained with final_logit_softcapping 30 and attn_logit_softcapping 50"
+    ):
         print_checks(list(table.values()))
 
 
@@ -77,34 +86,65 @@ def test_a_missing_cap_stops_the_run(tmp_path: Path, cap: str) -> None:
         ({"vocab_size": 40_000}, "vocabulary", "tokenizer and weights belong to different models"),
     ],
 )
-def test_other_contradictions_stop_the_run(
+def test_contradictory_settings_are_errors(
     tmp_path: Path, change: dict[str, Any], name: str, message: str
 ) -> None:
-    table = found(tmp_path, GEMMA2 | change, ["model.embed_tokens.weight"], "model=gemma2")
-    assert table[name].verdict == "stop" and message in table[name].remedy
+    table = results(tmp_path, GEMMA2 | change, ["model.embed_tokens.weight"], "model=gemma2")
+    assert table[name].verdict == "error" and message in table[name].remedy
 
 
-def test_too_little_memory_is_pointed_out(tmp_path: Path) -> None:
+def test_too_little_memory_is_a_warning(tmp_path: Path) -> None:
     huge = GEMMA2 | {"num_hidden_layers": 4000, "hidden_size": 16384, "intermediate_size": 65536}
-    table = found(tmp_path, huge, ["model.embed_tokens.weight"], "model=gemma2")
-    assert table["memory"].verdict == "look" and "train.tokens_per_micro_batch" in table["memory"].remedy
+    table = results(tmp_path, huge, ["model.embed_tokens.weight"], "model=gemma2")
+    assert table["memory"].verdict == "warning" and "train.tokens_per_micro_batch" in table["memory"].remedy
 
 
-@pytest.mark.parametrize(
-    ("model", "shape", "counted"),
-    [
-        ("llama3", dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, head_dim=128), 3.543),
-        ("gemma2", dict(hidden_size=3584, num_hidden_layers=42, num_attention_heads=16, head_dim=256), 5.253),
-    ],
-)
-def test_activations_on_a_gpu(
-    model: str, shape: dict[str, int], counted: float, monkeypatch: pytest.MonkeyPatch
+INSTALLED = {"torch": "2.13.0+cpu", "transformers": "5.17.0"}
+
+
+def versions(
+    monkeypatch: pytest.MonkeyPatch, requirements: Path, metadata: list[str] | None, installed: dict[str, str]
+) -> Check:
+    """Check of the versions with these requirement files, package metadata and installed packages."""
+
+    def requires(distribution: str) -> list[str]:
+        if metadata is None:
+            raise importlib.metadata.PackageNotFoundError(distribution)
+        return metadata
+
+    monkeypatch.setattr(preflight, "REQUIREMENTS", requirements)
+    monkeypatch.setattr(preflight, "installed_versions", lambda packages: installed)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    return preflight._versions()
+
+
+def test_versions_are_compared_with_the_requirements_of_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted: MB a token that the fast decoder keeps at full size, traced with unsloth's kernels."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(memory, "free_bytes", lambda: 70e9)
-    config = parse_config(composed(f"model={model}", "train.tokens_per_micro_batch=8192"))
-    common = dict(intermediate_size=14336, num_key_value_heads=8, vocab_size=128_256)
-    value = preflight._memory(config, {**shape, **common}).value
-    found = float(value.removesuffix(")").rpartition(" ")[2]) * 1000 / 8192
-    assert found == pytest.approx(counted, rel=0.01), value
+    (tmp_path / "base.txt").write_text("# torch==1\ntransformers==5.17.0\n")
+    (tmp_path / "cpu.txt").write_text('torch==2.13.0; platform_system == "Linux"\n')
+    (tmp_path / "cuda.txt").write_text("torch==2.10.0\n")
+    stale = ["transformers==4.0"]
+    assert versions(monkeypatch, tmp_path, stale, INSTALLED) == Check("versions", "as pinned")
+    check = versions(monkeypatch, tmp_path, stale, INSTALLED | {"transformers": "5.0.0", "trl": "1"})
+    assert check.verdict == "warning" and check.value == "transformers 5.0.0 (pinned: 5.17.0)"
+
+
+def test_without_a_checkout_versions_are_compared_with_the_package_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = ["torch<2.15,>=2.10", "transformers==5.17.0", 'ruff==0.17.6; extra == "dev"']
+    check = versions(monkeypatch, tmp_path / "none", metadata, INSTALLED)
+    assert check == Check("versions", "as pinned; not pinned: torch 2.13.0+cpu")
+    check = versions(monkeypatch, tmp_path / "none", metadata, INSTALLED | {"transformers": "5.18.0"})
+    assert check.verdict == "warning" and check.value == "transformers 5.18.0 (pinned: 5.17.0)"
+
+
+@pytest.mark.parametrize("metadata", [None, [], ["torch>=2.10"]])
+def test_unknown_pins_are_never_reported_as_satisfied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metadata: list[str] | None
+) -> None:
+    check = versions(monkeypatch, tmp_path / "none", metadata, INSTALLED)
+    assert check.value == "pins not known; installed: torch 2.13.0+cpu, transformers 5.17.0"
+    assert check.verdict == "warning" and "as pinned" not in check.value

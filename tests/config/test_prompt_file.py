@@ -1,8 +1,9 @@
+"""Template files of the user: ``prompt.file=…``."""
+
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from factories import CONF, composed
@@ -24,56 +25,38 @@ truncation: {cut: tail}
 """
 
 
-def settings(*overrides: str) -> dict[str, Any]:
-    made = {**composed(*overrides)}
-    for key in made.keys() - {
-        "seed",
-        "fold",
-        "model",
-        "prompt",
-        "lora",
-        "data",
-        "train",
-        "eval",
-        "logger",
-        "debug",
-    }:
-        del made[key]
-    return made
-
-
-def test_a_file_replaces_the_template_and_keeps_what_was_typed(tmp_path: Path) -> None:
+def test_a_file_replaces_the_template_but_not_the_overrides(tmp_path: Path) -> None:
     file = tmp_path / "my_prompt.yaml"
     file.write_text(MINE)
-    typed = [f"prompt.file={file}", "prompt.max_tokens=600", "prompt.truncation.turns=all", "fold=1"]
-    prompt = parse_config(use_prompt_file(settings(*typed), typed)).prompt
+    typed = [f"prompt.file={file}", "prompt.max_tokens=600", "prompt.truncation.turns=last_only", "fold=1"]
+    prompt = parse_config(use_prompt_file(composed(*typed), typed)).prompt
     assert prompt.name == "my_prompt" and prompt.source == "file my_prompt.yaml"
     assert prompt.body[0] == "Judge. Costs: ${x} {json: 1}\n"
-    assert (prompt.max_tokens, prompt.truncation.turns, prompt.truncation.cut) == (600, "all", "tail")
+    assert (prompt.max_tokens, prompt.truncation.turns, prompt.truncation.cut) == (600, "last_only", "tail")
 
 
-def test_the_result_stands_alone_when_the_file_is_gone(tmp_path: Path) -> None:
+def test_the_result_does_not_depend_on_the_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(MINE)
     typed = [f"prompt.file={file}"]
-    made = use_prompt_file(settings(*typed), typed)
+    made = use_prompt_file(composed(*typed), typed)
     file.unlink()
     assert parse_config(made).prompt.file is None
     assert use_prompt_file(made) == made
 
 
-def test_settings_that_name_no_file_stay_as_they_are() -> None:
-    assert use_prompt_file(settings("prompt=v1")) == settings("prompt=v1")
+def test_without_a_file_nothing_changes() -> None:
+    assert use_prompt_file(composed("prompt=v1")) == composed("prompt=v1")
 
 
-def test_all_problems_of_a_file_are_listed_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_a_file_are_in_one_message(tmp_path: Path) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(
         "answers: {a: A, b: 2, tie: C}\nbody: [{eachturn: x}]\ntruncation: {turn: all}\ncolour: red\n"
     )
     typed = [f"prompt.file={file}"]
     with pytest.raises(UserError) as caught:
-        parse_config(use_prompt_file(settings(*typed), typed))
+        parse_config(use_prompt_file(composed(*typed), typed))
     message = str(caught.value)
     assert message.startswith("4 problems in the configuration:")
     for expected in (
@@ -94,7 +77,7 @@ def test_all_problems_of_a_file_are_listed_at_once(tmp_path: Path) -> None:
         ("", "must hold"),
     ],
 )
-def test_a_file_that_is_no_template_is_explained(tmp_path: Path, content: str | None, expected: str) -> None:
+def test_a_file_without_a_template_is_an_error(tmp_path: Path, content: str | None, expected: str) -> None:
     file = tmp_path / "x.yaml"
     if content is not None:
         file.write_text(content)
@@ -108,7 +91,7 @@ def test_the_template_in_the_documentation_works(tmp_path: Path) -> None:
     file = tmp_path / "my_prompt.yaml"
     file.write_text(example, encoding="utf-8")
     typed = [f"prompt.file={file}"]
-    prompt = parse_config(use_prompt_file(settings(*typed), typed)).prompt
+    prompt = parse_config(use_prompt_file(composed(*typed), typed)).prompt
     made = RowEncoder(smollm2.tokenizer(), prompt)
     row = made.encode([Comparison("1", ("Hi",), ("Hello!",), ("Yo",))])[0]
     assert made.preview(row) == (

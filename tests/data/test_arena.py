@@ -1,4 +1,4 @@
-"""The simulated arena: honest probabilities, LMSYS's proportions, the same rows for the same seed."""
+"""The simulated arena: calibrated probabilities, LMSYS's proportions, the same rows for the same seed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,11 @@ import pytest
 from preferences import read_all
 
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.data.arena import bots, judge, languages, simulate, simulate_row, turns, vocabulary
-from lmsys_unsloth.data.arena.bots import Behaviour
-from lmsys_unsloth.data.arena.tasks import Task
-from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.arena import answers, conversations, simulate, simulate_row, vocabulary
+from lmsys_unsloth.data.arena.answers import Behaviour, write_answer
+from lmsys_unsloth.data.arena.questions import Question
+from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
 from lmsys_unsloth.simulate import main, parse_arguments
-
-GOLDEN_ROW = (
-    ("9 litres in millilitres?",),
-    ("Of course. If we start with the",),
-    ("I would be happy to help you with that. 9 litres are 9000 millilitres. Feel free to ask me more.",),
-    1,
-)
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +43,10 @@ def test_the_same_seed_gives_the_same_rows_and_more_rows_only_add() -> None:
     assert len({row.id for row in rows + others}) == 100
 
 
-def test_these_rows_stay_as_they_are() -> None:
-    """A change of the text changes every recorded score: raise the version in the change log with it."""
-    row = simulate_row(3, seed=0, length="short")
-    assert (row.prompts, row.responses_a, row.responses_b, row.label) == GOLDEN_ROW
+def test_the_arena_is_the_same_on_every_machine(short: list[Comparison]) -> None:
+    """A change of these rows changes every score that was recorded with ``data=simulated``."""
+    expected = "28e0783512fed800ac85370554e9f9b20345067f4ba27b5c447ed073f2fa8c5d"
+    assert rows_fingerprint(short[:1400]) == expected
 
 
 def test_labels_follow_the_true_probabilities(short: list[Comparison]) -> None:
@@ -87,7 +80,7 @@ def test_short_rows_are_short_and_learnable(short: list[Comparison]) -> None:
     assert 0.55 < best < 0.70
 
 
-def test_a_cheap_model_learns_from_few_short_rows(short: list[Comparison]) -> None:
+def test_logistic_regression_learns_from_few_short_rows(short: list[Comparison]) -> None:
     from scipy.sparse import hstack, vstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -105,48 +98,50 @@ def test_a_cheap_model_learns_from_few_short_rows(short: list[Comparison]) -> No
     assert loss < 0.97, "the constant prior has 1.098"
 
 
-def test_what_the_person_likes_can_be_read_off_the_text() -> None:
+def test_the_text_of_an_answer_determines_its_worth() -> None:
     worths: dict[tuple[str, str], set[float]] = defaultdict(set)
     for seed in range(8000):
         rng = Random(seed)
-        task = turns.opening(rng, turns.SHORT)
-        assert task.right != task.wrong and task.astray != task.right
-        behaviour = bots.behave(rng, rng.choice(bots.BOTS), task)
-        worths[task.prompt, bots.answer(rng, task, behaviour)].add(judge.worth(task, behaviour))
+        question = conversations.opening(rng, conversations.SHORT)
+        assert question.right != question.wrong and question.other_form != question.right
+        behaviour = answers.draw_behaviour(rng, rng.choice(answers.MODELS), question)
+        text = write_answer(rng, question, behaviour)
+        worths[question.prompt, text].add(answers.worth(question, behaviour))
     assert all(len(values) == 1 for values in worths.values())
 
 
 def test_traits_show_in_the_answer() -> None:
     rng = Random(0)
-    task = Task("What is 2 + 3?", "5", "6", ("2 + 3 is {}.",))
-    assert bots.answer(rng, task, Behaviour()) == "2 + 3 is 5."
-    assert bots.answer(rng, task, Behaviour(right=False)) == "2 + 3 is 6."
-    assert bots.answer(rng, task, Behaviour(style="terse")) == "5"
-    assert bots.answer(rng, task, Behaviour("refuses")) in languages.REFUSALS
-    assert bots.answer(rng, task, Behaviour("breaks off"))[-1].isalpha()
-    foreign = bots.answer(rng, task, Behaviour("wrong language"))
-    assert any(said.split("{}")[0] in foreign for language in languages.FOREIGN for said in language.answers)
-    wordy = bots.answer(rng, task, Behaviour(style="wordy"))
+    question = Question("What is 2 + 3?", "5", "6", ("2 + 3 is {}.",))
+    assert write_answer(rng, question, Behaviour()) == "2 + 3 is 5."
+    assert write_answer(rng, question, Behaviour(right=False)) == "2 + 3 is 6."
+    assert write_answer(rng, question, Behaviour(style="terse")) == "5"
+    assert write_answer(rng, question, Behaviour("refuses")) in vocabulary.REFUSALS
+    assert write_answer(rng, question, Behaviour("breaks off"))[-1].isalpha()
+    foreign = write_answer(rng, question, Behaviour("wrong language"))
+    sentences = [sentence for language in vocabulary.FOREIGN for sentence in language.answers]
+    assert any(sentence.format(5) in foreign for sentence in sentences)
+    wordy = write_answer(rng, question, Behaviour(style="wordy"))
     assert "2 + 3 is 5." in wordy and len(wordy) > 30
-    listing = Task("Name two birds in brackets.", "[crow, owl]", "[elm, oak]", ("{}",), "crow and owl")
-    assert bots.answer(rng, listing, Behaviour(keeps_form=False)) == "crow and owl"
-    spanish = Task("¿2 + 3?", "5", "6", language=languages.FOREIGN[0])
-    assert bots.answer(rng, spanish, Behaviour("wrong language")).isascii()
+    listing = Question("Name two birds in brackets.", "[crow, owl]", "[elm, oak]", ("{}",), "crow and owl")
+    assert write_answer(rng, listing, Behaviour(keeps_form=False)) == "crow and owl"
+    spanish = Question("¿2 + 3?", "5", "6", language=vocabulary.FOREIGN[0])
+    assert write_answer(rng, spanish, Behaviour("wrong language")).isascii()
 
 
 def test_the_better_answer_wins_more_often() -> None:
-    a, b, tie = judge.outcome_probabilities(0, 0)
+    a, b, tie = answers.outcome_probabilities(0, 0)
     assert a == pytest.approx(b, abs=0.02) and tie == pytest.approx(0.6, abs=0.01)
-    assert judge.outcome_probabilities(3, 0)[0] > judge.outcome_probabilities(1, 0)[0] > a
+    assert answers.outcome_probabilities(3, 0)[0] > answers.outcome_probabilities(1, 0)[0] > a
 
 
 def test_every_essay_topic_has_aspects_of_its_own() -> None:
-    assert all(len(aspects.split()) == 6 for aspects in vocabulary.TOPICS.values())
-    assert all(len(items.split()) >= 5 for items in vocabulary.CATEGORIES.values())
+    assert all(len(aspects) == 6 for aspects in vocabulary.TOPICS.values())
+    assert all(len(items) >= 5 for items in vocabulary.CATEGORIES.values())
 
 
 @pytest.mark.parametrize("length", ["short", "full"])
-def test_the_command_writes_a_file_that_reads_back(tmp_path: Path, length: str) -> None:
+def test_rows_are_read_back_from_the_written_file(tmp_path: Path, length: str) -> None:
     path = tmp_path / "arena.csv"
     assert main(["rows=60", f"out={path}", f"length={length}", "seed=5"]) == 0
     rows = read_all(path).rows
@@ -157,7 +152,7 @@ def test_the_command_writes_a_file_that_reads_back(tmp_path: Path, length: str) 
     assert float(first["p_true_tie"]) == rows[0].true_probabilities[2]  # type: ignore[index]
 
 
-def test_arguments_of_the_command() -> None:
+def test_wrong_arguments_are_all_reported() -> None:
     arguments = parse_arguments(["out=x.csv", "rows=10"])
     assert (arguments.rows, arguments.length, arguments.seed) == (10, "full", 0)
     with pytest.raises(UserError) as caught:

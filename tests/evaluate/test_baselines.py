@@ -1,4 +1,4 @@
-"""The baseline learns what looks can tell, exactly that, and copes with odd training rows."""
+"""The regression learns what the form of the responses tells, and accepts unusual training rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.evaluate import baselines, calibration
-from lmsys_unsloth.evaluate.baselines import FEATURES
-from lmsys_unsloth.evaluate.metrics import class_prior
+from lmsys_unsloth.evaluate.baselines import FEATURES, class_prior
 
 
 def row(a: str, b: str, label: int | None = 0, prompt: str = "Tell me about tea") -> Comparison:
@@ -34,7 +33,7 @@ def test_features_of_known_texts():
     assert feature("similarity of the answers", row("", "")) == 1
 
 
-def test_exchanged_bots_negate_the_first_five_features_and_keep_the_others():
+def test_swapping_the_responses_negates_the_first_five_features_and_keeps_the_others():
     comparison = row("- a long list\n- with ```code``` and **bold** tea", "short")
     first, second = baselines.features([comparison, comparison.swapped()])
     np.testing.assert_allclose(first[:5], -second[:5])
@@ -42,7 +41,7 @@ def test_exchanged_bots_negate_the_first_five_features_and_keep_the_others():
     assert (first[:5] > 0).all()
 
 
-def test_learns_that_the_longer_answer_wins():
+def test_the_regression_learns_that_the_longer_response_wins():
     random = np.random.default_rng(0)
     rows = []
     for _ in range(300):
@@ -55,7 +54,7 @@ def test_learns_that_the_longer_answer_wins():
     assert p[:, 2] == pytest.approx(class_prior(np.array([r.label for r in rows[:200]]))[2])
 
 
-def test_one_outcome_only_or_no_rows_gives_the_prior():
+def test_training_rows_of_one_outcome_or_none_give_the_class_prior():
     validation = [row("a", "b"), row("c", "d", None)]
     np.testing.assert_allclose(baselines.logistic_regression([], validation), 1 / 3)
     p = baselines.logistic_regression([row("a", "b", 1), row("c", "d", 1), row("e", "f", None)], validation)
@@ -66,12 +65,12 @@ def test_one_outcome_only_or_no_rows_gives_the_prior():
 def test_cross_validated_predictions_come_from_the_other_folds():
     rows = [row("word " * (1 + i % 7), "word " * (1 + i % 5), i % 3) for i in range(60)]
     folds = np.arange(60) % 2
-    p = baselines.cross_validated(rows, folds)
+    p = baselines.cross_validate(rows, folds)
     np.testing.assert_allclose(p[::2], baselines.logistic_regression(rows[1::2], rows[::2]))
     np.testing.assert_allclose(p[1::2], baselines.logistic_regression(rows[::2], rows[1::2]))
 
 
-def test_beats_the_prior_on_real_rows(shared):
+def test_the_regression_beats_the_class_prior_on_real_rows(shared):
     with (shared / "data" / "tulu_human_eval.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     rows = [
@@ -92,7 +91,7 @@ def test_beats_the_prior_on_real_rows(shared):
         [r for r in rows if r.prompts in held_out],
     )
     labels = np.array([r.label for r in validation])
-    ours = calibration.log_losses(baselines.logistic_regression(train, validation), labels).mean()
+    regression = calibration.log_losses(baselines.logistic_regression(train, validation), labels).mean()
     prior = class_prior(np.array([r.label for r in train]))
     constant = calibration.log_losses(np.tile(prior, (len(labels), 1)), labels).mean()
-    assert ours < constant - 0.05
+    assert regression < constant - 0.05

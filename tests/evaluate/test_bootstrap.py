@@ -41,11 +41,11 @@ def test_paired_bootstrap():
     good = calibration.log_losses(truth, labels)
     bad = calibration.log_losses(np.full((1000, 3), 1 / 3), labels)
     got = bootstrap.paired_bootstrap(good, bad, np.arange(1000))
-    assert got["difference"] == pytest.approx(good.mean() - bad.mean())
-    assert got["difference_ci"][1] < 0
-    assert got["first_better"] == 1.0
+    assert got.difference == pytest.approx(good.mean() - bad.mean())
+    assert got.difference_ci[1] < 0
+    assert got.first_better == 1.0
     same = bootstrap.paired_bootstrap(good, good, np.arange(1000))
-    assert (same["difference"], same["first_better"]) == (0.0, 0.5)
+    assert (same.difference, same.first_better) == (0.0, 0.5)
     with pytest.raises(ValueError, match="same rows"):
         bootstrap.paired_bootstrap(good, bad[:-1], np.arange(1000))
 
@@ -53,7 +53,7 @@ def test_paired_bootstrap():
 def test_one_prompt_gives_no_interval():
     values = np.array([1.0, 2.0])
     assert bootstrap.bootstrap_interval(values, np.array([0, 0])) is None
-    assert bootstrap.paired_bootstrap(values, values, np.array([3, 3]))["difference_ci"] is None
+    assert bootstrap.paired_bootstrap(values, values, np.array([3, 3])).difference_ci is None
 
 
 def test_names_of_groups_do_not_matter():

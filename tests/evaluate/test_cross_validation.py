@@ -1,4 +1,4 @@
-"""Folds become one score only when they belong together; averages are what they say."""
+"""Folds are merged only when they belong together; runs over the same rows are averaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.evaluate import predictions
 from lmsys_unsloth.evaluate.averaging import best_weights
-from lmsys_unsloth.evaluate.cross_validation import Merged, compared, merge_runs
+from lmsys_unsloth.evaluate.cross_validation import Merged, compare_models, merge_runs
 from lmsys_unsloth.evaluate.predictions import Predictions
 
 ROWS = 60
@@ -175,9 +175,18 @@ def test_averaged_models_are_compared_over_all_folds(tmp_path):
     flat = np.full((ROWS, 3), 1 / 3)
     good = [make_run(tmp_path / f"good{fold}", fold) for fold in range(FOLDS)]
     poor = [make_run(tmp_path / f"poor{fold}", fold, flat) for fold in range(FOLDS)]
-    first, second = compared(merge([*good, *poor]))
-    assert first["runs"] == [str(run) for run in good] and second["runs"] == [str(run) for run in poor]
-    assert first["difference"] is None and second["log_loss"] == pytest.approx(np.log(3))
-    assert second["difference"] == pytest.approx(second["log_loss"] - first["log_loss"])
-    assert second["difference_ci"][0] < second["difference"] < second["difference_ci"][1]
-    assert compared(merge(good)) == []
+    first, second = compare_models(merge([*good, *poor]))
+    assert first.runs == tuple(map(str, good)) and second.runs == tuple(map(str, poor))
+    assert first.difference is None and second.log_loss == pytest.approx(np.log(3))
+    assert second.difference == pytest.approx(second.log_loss - first.log_loss)
+    assert second.difference_ci[0] < second.difference < second.difference_ci[1]
+    assert compare_models(merge(good)) == ()
+
+
+def test_models_are_compared_row_by_row_whatever_their_order(tmp_path):
+    paths = [make_run(tmp_path / "1", None), make_run(tmp_path / "2", None, np.full((ROWS, 3), 1 / 3))]
+    in_order = compare_models(merge(paths))
+    p = predictions.read_predictions(paths[1] / "predictions.parquet")
+    predictions.write_predictions(paths[1] / "predictions.parquet", p.take(np.arange(ROWS)[::-1]))
+    assert compare_models(merge(paths)) == in_order
+    assert in_order[1].difference_ci[0] > 0

@@ -1,4 +1,4 @@
-"""Numbers against scikit-learn, against arithmetic done by hand, and against a known truth."""
+"""Metrics equal scikit-learn's, values computed by hand, and the known truth of simulated rows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.arena import simulate
+from lmsys_unsloth.data.selection import Overlap
 from lmsys_unsloth.evaluate import calibration, metrics
 from lmsys_unsloth.evaluate.predictions import Predictions, with_swap
+from lmsys_unsloth.evaluate.scores import Metrics, ModelScore, ScoringSpeed, SwapConsistency
 
 
 def random_case(n: int, seed: int = 0, sharpness: float = 1.0):
@@ -27,25 +29,25 @@ def random_case(n: int, seed: int = 0, sharpness: float = 1.0):
 
 def test_hand_computed_values():
     p = np.array([[0.5, 0.25, 0.25], [0.2, 0.6, 0.2], [0.1, 0.8, 0.1]])
-    got = metrics.compute_metrics(p, np.array([0, 1, 2]), train_prior=[0.5, 0.25, 0.25])
-    assert got["log_loss"] == pytest.approx(-(math.log(0.5) + math.log(0.6) + math.log(0.1)) / 3, abs=1e-12)
-    assert got["accuracy"] == pytest.approx(2 / 3)
-    assert got["brier"] == pytest.approx((0.375 + 0.24 + (0.01 + 0.64 + 0.81)) / 3)
-    assert got["baselines"]["uniform"] == pytest.approx(math.log(3))
-    assert got["baselines"]["class_prior"] == pytest.approx((math.log(2) + 2 * math.log(4)) / 3)
-    assert got["class_counts"] == {"a": 1, "b": 1, "tie": 1}
-    assert got["predicted_counts"] == {"a": 1, "b": 2, "tie": 0}
-    assert got["n"] == 3
-    assert got["leaderboard_estimate"] == pytest.approx(0.890 * got["log_loss"] + 0.125)
+    got = metrics.compute_metrics(p, np.array([0, 1, 2]), train_prior=[0.5, 0.25, 0.25]).score
+    assert got.log_loss == pytest.approx(-(math.log(0.5) + math.log(0.6) + math.log(0.1)) / 3, abs=1e-12)
+    assert got.accuracy == pytest.approx(2 / 3)
+    assert got.brier == pytest.approx((0.375 + 0.24 + (0.01 + 0.64 + 0.81)) / 3)
+    assert got.baselines.uniform == pytest.approx(math.log(3))
+    assert got.baselines.class_prior == pytest.approx((math.log(2) + 2 * math.log(4)) / 3)
+    assert got.class_counts == {"a": 1, "b": 1, "tie": 1}
+    assert got.predicted_counts == {"a": 1, "b": 2, "tie": 0}
+    assert got.n == 3
+    assert got.leaderboard_estimate == pytest.approx(0.890 * got.log_loss + 0.125)
 
 
 def test_equal_to_scikit_learn():
     labels = random_case(500, seed=1)[1]
     p = np.random.default_rng(2).dirichlet([2, 2, 2], 500)
-    got = metrics.compute_metrics(p, labels)
-    assert got["log_loss"] == pytest.approx(log_loss(labels, p, labels=[0, 1, 2]), abs=1e-12)
-    assert got["accuracy"] == accuracy_score(labels, p.argmax(1))
-    assert got["brier"] == pytest.approx(brier_score_loss(labels, p, labels=[0, 1, 2], scale_by_half=False))
+    got = metrics.compute_metrics(p, labels).score
+    assert got.log_loss == pytest.approx(log_loss(labels, p, labels=[0, 1, 2]), abs=1e-12)
+    assert got.accuracy == accuracy_score(labels, p.argmax(1))
+    assert got.brier == pytest.approx(brier_score_loss(labels, p, labels=[0, 1, 2], scale_by_half=False))
 
 
 def test_float32_probabilities_are_scored_as_given_and_zero_is_clipped_at_float_precision():
@@ -64,30 +66,31 @@ def test_result_is_json_and_deterministic():
     again = metrics.compute_metrics(
         truth, labels, groups=groups, true_probabilities=truth, folds=np.arange(200) % 5
     )
-    assert json.dumps(first, allow_nan=False) == json.dumps(again, allow_nan=False)
-    assert [fold["n"] for fold in first["folds"]] == [40] * 5
-    assert first["n_groups"] == 50
+    written = json.dumps(first.to_json(), allow_nan=False)
+    assert written == json.dumps(again.to_json(), allow_nan=False)
+    assert [fold["n"] for fold in json.loads(written)["folds"]] == [40] * 5
+    assert first.score.n_groups == 50
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_true_model_scores_its_known_best_within_the_interval(seed):
     truth, labels = random_case(3000, seed)
-    got = metrics.compute_metrics(truth, labels, true_probabilities=truth, seed=seed)
-    low, high = got["log_loss_ci"]
-    assert low < got["best_possible"] < high
-    assert got["expected_log_loss"] == pytest.approx(got["best_possible"])
-    assert got["temperature"] == pytest.approx(1.0, abs=0.1)
-    assert got["smooth_ece"] < 0.03
+    got = metrics.compute_metrics(truth, labels, true_probabilities=truth, seed=seed).score
+    low, high = got.log_loss_ci
+    assert low < got.best_possible < high
+    assert got.expected_log_loss == pytest.approx(got.best_possible)
+    assert got.scaling.temperature == pytest.approx(1.0, abs=0.1)
+    assert got.smooth_ece < 0.03
 
 
 def test_temperature_undoes_a_known_one_out_of_fold():
     truth, labels = random_case(4000, 3)
     sharpened = calibration.apply_temperature(truth, 0.5)
-    got = metrics.compute_metrics(sharpened, labels)
-    assert got["temperature"] == pytest.approx(2.0, rel=0.1)
+    got = metrics.compute_metrics(sharpened, labels).score
+    assert got.scaling.temperature == pytest.approx(2.0, rel=0.1)
     true_loss = calibration.log_losses(truth, labels).mean()
-    assert got["log_loss_after_temperature"] == pytest.approx(true_loss, abs=0.01)
-    assert got["log_loss_after_temperature"] < got["log_loss"] - 0.1
+    assert got.scaling.log_loss_after_temperature == pytest.approx(true_loss, abs=0.01)
+    assert got.scaling.log_loss_after_temperature < got.log_loss - 0.1
 
 
 def test_temperature_of_a_part_ignores_the_labels_of_that_part():
@@ -114,20 +117,22 @@ def test_smooth_calibration_error_of_known_cases():
 
 def test_no_rows_one_row_and_a_missing_class():
     empty = metrics.compute_metrics(np.empty((0, 3)), np.empty(0, dtype=int), train_prior=[0.4, 0.3, 0.3])
-    assert empty["n"] == 0 and empty["log_loss"] is None and empty["log_loss_ci"] is None
-    json.dumps(empty, allow_nan=False)
+    assert empty.score is None
+    written = json.loads(json.dumps(empty.to_json(), allow_nan=False))
+    assert written["n"] == 0 and written["log_loss"] is None and written["log_loss_ci"] is None
     one = metrics.compute_metrics(np.array([[0.2, 0.3, 0.5]]), np.array([2]))
-    assert one["log_loss"] == pytest.approx(math.log(2)) and one["log_loss_ci"] is None
+    assert one.score.log_loss == pytest.approx(math.log(2)) and one.score.log_loss_ci is None
+    json.dumps(one.to_json(), allow_nan=False)
     two_classes = metrics.compute_metrics(np.full((20, 3), 1 / 3), np.arange(20) % 2)
-    assert two_classes["class_counts"]["tie"] == 0
-    json.dumps(two_classes, allow_nan=False)
+    assert two_classes.score.class_counts["tie"] == 0
+    json.dumps(two_classes.to_json(), allow_nan=False)
 
 
 def test_class_prior_without_training_rows_is_the_best_constant():
     labels = np.array([0] * 6 + [1] * 3 + [2] * 3)
-    got = metrics.compute_metrics(np.full((12, 3), 1 / 3), labels)
-    assert got["baselines"]["class_prior"] == pytest.approx(1.5 * math.log(2))
-    assert got["class_prior_source"] == "evaluated rows"
+    got = metrics.compute_metrics(np.full((12, 3), 1 / 3), labels).score
+    assert got.baselines.class_prior == pytest.approx(1.5 * math.log(2))
+    assert got.class_prior_source == "evaluated rows"
 
 
 def test_errors_say_value_rule_and_remedy():
@@ -153,12 +158,9 @@ def test_swap_consistency():
     forward = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
     swapped = np.array([[0.4, 0.5, 0.1], [0.2, 0.2, 0.6]])
     got = metrics.swap_consistency(forward, swapped)
-    assert got == {
-        "n": 2,
-        "mean_shift": pytest.approx(0.1),
-        "flips": 0.5,
-        "first_position_bias": pytest.approx(0.1),
-    }
+    assert got == SwapConsistency(
+        n=2, mean_shift=pytest.approx(0.1), flips=0.5, first_position_bias=pytest.approx(0.1)
+    )
 
 
 def test_score_leaves_unlabelled_rows_out_and_takes_groups_folds_and_swap_from_the_predictions():
@@ -172,35 +174,12 @@ def test_score_leaves_unlabelled_rows_out_and_takes_groups_folds_and_swap_from_t
         with_swap(p, truth[:, [1, 0, 2]]), train_prior=[0.3, 0.3, 0.4], true_probabilities=truth
     )
     want = metrics.compute_metrics(truth[10:], labels[10:], groups=groups[10:], train_prior=[0.3, 0.3, 0.4])
-    assert got["log_loss"] == pytest.approx(want["log_loss"], abs=1e-6)
-    assert got["log_loss_ci"] == pytest.approx(want["log_loss_ci"], abs=1e-6)
-    assert (got["n"], got["n_unlabelled"], len(got["folds"])) == (50, 10, 2)
-    assert got["swap"] == {
-        "n": 60,
-        "mean_shift": pytest.approx(0, abs=1e-7),
-        "flips": 0.0,
-        "first_position_bias": pytest.approx(0, abs=1e-7),
-    }
-    assert got["best_possible"] > 0
-
-
-def test_two_runs_are_compared_row_by_row():
-    truth, labels = random_case(800, 7)
-    groups = [f"g{i // 2}" for i in range(800)]
-    ids = [str(i) for i in range(800)]
-    good = Predictions(ids, np.zeros(800, int), truth.astype(np.float32), labels, {"group": groups})
-    flat = Predictions(
-        ids, np.zeros(800, int), np.full((800, 3), 1 / 3, np.float32), labels, {"group": groups}
-    )
-    got = metrics.compare(good, flat.take(np.arange(800)[::-1]))
-    assert got["n"] == 800 and got["log_loss"][1] == pytest.approx(math.log(3), abs=1e-6)
-    assert got["difference"] == pytest.approx(got["log_loss"][0] - got["log_loss"][1])
-    assert got["difference_ci"][1] < 0 and got["first_better"] == 1.0
-    with pytest.raises(UserError, match=r"different rows: ids 0, 1 in one only \(2 rows\)"):
-        metrics.compare(good, flat.take(np.arange(2, 800)))
-    flat = dataclasses.replace(flat, labels=np.where(np.arange(800) == 5, (labels + 1) % 3, labels))
-    with pytest.raises(UserError, match="disagree on the label of id 5"):
-        metrics.compare(good, flat)
+    assert got.score.log_loss == pytest.approx(want.score.log_loss, abs=1e-6)
+    assert got.score.log_loss_ci == pytest.approx(want.score.log_loss_ci, abs=1e-6)
+    assert (got.score.n, got.n_unlabelled, len(got.score.folds)) == (50, 10, 2)
+    near_zero = pytest.approx(0, abs=1e-7)
+    assert got.swap == SwapConsistency(n=60, mean_shift=near_zero, flips=0.0, first_position_bias=near_zero)
+    assert got.score.best_possible > 0
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -212,18 +191,49 @@ def test_the_simulated_arenas_true_model_scores_its_known_best_within_the_interv
         np.array([row.label for row in rows]),
         groups=["\n".join(row.prompts) for row in rows],
         true_probabilities=truth,
+    ).score
+    low, high = got.log_loss_ci
+    assert low < got.best_possible < high
+    assert got.best_possible < got.baselines.class_prior - 0.1
+
+
+def full_metrics() -> Metrics:
+    """Metrics in which no part is missing."""
+    truth, labels = random_case(40)
+    p = Predictions(list(map(str, range(40))), np.arange(40) % 2, truth.astype(np.float32), labels)
+    scored = metrics.score_predictions(
+        with_swap(p, truth), true_probabilities=truth, baseline_probabilities=truth
     )
-    low, high = got["log_loss_ci"]
-    assert low < got["best_possible"] < high
-    assert got["best_possible"] < got["baselines"]["class_prior"] - 0.1
+    return dataclasses.replace(
+        scored,
+        scoring=ScoringSpeed(2.0, 20.0, 400.0, 1.0, swap_seconds=1.0, swap_seconds_saved=0.5),
+        trained_rows=Overlap(left_out=3, scored=0),
+        runs_compared=(ModelScore(("RUN",), 1.0, None, None),),
+    )
 
 
 def test_every_number_is_documented():
-    truth, labels = random_case(40)
-    p = with_swap(
-        Predictions(list(map(str, range(40))), np.arange(40) % 2, truth.astype(np.float32), labels), truth
-    )
-    got = metrics.score_predictions(p, true_probabilities=truth, baseline_probabilities=truth)
+    got = full_metrics().to_json()
     text = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
     names = {*got, *(f"baselines.{name}" for name in got["baselines"])} - {"baselines"}
+    names |= {*got["scoring"], *got["trained_rows"], *got["swap"]}
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_the_layout_of_metrics_json_is_stable():
+    got = full_metrics().to_json()
+    assert got["version"] == 1
+    assert got.keys() == {
+        "version", "log_loss", "log_loss_ci", "accuracy", "n", "n_groups", "n_unlabelled", "brier",
+        "smooth_ece", "smooth_ece_by_class", "class_counts", "predicted_counts", "mean_probabilities",
+        "baselines", "class_prior_source", "against_logistic_regression", "temperature",
+        "log_loss_after_temperature", "best_possible", "expected_log_loss", "folds", "fold_std",
+        "leaderboard_estimate", "leaderboard_note", "swap", "scoring", "trained_rows", "runs_compared",
+    }  # fmt: skip
+    assert got["baselines"].keys() == {"uniform", "class_prior", "logistic_regression"}
+    assert got["against_logistic_regression"].keys() == {"difference", "difference_ci", "first_better"}
+    assert got["folds"][1].keys() == {"fold", "n", "log_loss"}
+    assert got["swap"].keys() == {"n", "mean_shift", "flips", "first_position_bias"}
+    assert got["trained_rows"] == {"left_out": 3, "scored": 0}
+    assert got["scoring"]["tokens_per_second"] == 400.0 and got["scoring"]["swap_seconds_saved"] == 0.5
+    assert got["runs_compared"][0].keys() == {"runs", "log_loss", "difference", "difference_ci"}

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
 import pytest
 import torch
-from tiny import ARCHITECTURES, NO_TARGET, Architecture, random_rows, reference, tiny_model, with_adapters
+from factories import model_config
+from peft import LoraConfig, get_peft_model
+from tiny import (
+    ARCHITECTURES,
+    VOCABULARY,
+    Architecture,
+    probabilities,
+    random_rows,
+    reference,
+    save_word_tokenizer,
+    tiny_model,
+    tolerance,
+    with_adapters,
+)
 
 from lmsys_unsloth.config.schema import ModelConfig
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.model import loading, smollm2
-from lmsys_unsloth.model.answer_head import answer_probabilities
-from lmsys_unsloth.model.batch import collate
-from lmsys_unsloth.model.decoder import FastDecoder
+from lmsys_unsloth.model import loading
 
-ANSWERS = ((11,), (29,), (173,))
+pytestmark = pytest.mark.numeric
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def saved(architecture: Architecture, folder: Path) -> ModelConfig:
+def saved(architecture: Architecture, folder: Path, **changes: Any) -> ModelConfig:
+    """Save a tiny model; its configuration loads it in 4 bits and leaves it so."""
     tiny_model(architecture).save_pretrained(folder)
-    smollm2.tokenizer().save_pretrained(folder)
-    return ModelConfig(
-        name="tiny", architecture=architecture, repo=None, package=None, path=str(folder), revision=None,
-        load_in_4bit=True, resident="4bit", dtype="float32", max_seq_length=256, learning_rate=1e-3,
-    )  # fmt: skip
+    save_word_tokenizer(folder, VOCABULARY)
+    settings = {"architecture": architecture, "load_in_4bit": True, "resident": "4bit", **changes}
+    return model_config(folder, **settings)
 
 
 def with_dequantised_weights(architecture: Architecture, quantised: Any) -> Any:
-    """A plain float32 model whose linear layers hold the values that NF4 stands for."""
+    """Return a plain float32 model whose linear layers hold the values of the 4-bit weights."""
     plain = tiny_model(architecture)
     count = 0
     for name, module in quantised.named_modules():
@@ -51,10 +66,7 @@ def test_four_bits_equal_their_dequantised_weights(architecture: Architecture, t
     assert (
         expected - torch.stack([reference(tiny_model(architecture), ids) for ids in rows])
     ).abs().max() > 1e-2
-    batch = collate(rows, [NO_TARGET] * len(rows))
-    with torch.no_grad():
-        ours = answer_probabilities(FastDecoder(quantised), batch, ANSWERS)
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(probabilities(quantised, rows), expected, atol=tolerance(), rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -66,10 +78,8 @@ def test_four_bits_with_adapters_equal_their_dequantised_weights(
     without = torch.stack([reference(with_dequantised_weights(architecture, quantised), ids) for ids in rows])
     expected = torch.stack([reference(plain, ids) for ids in rows])
     assert (expected - without).abs().max() > 1e-3
-    batch = collate(rows, [NO_TARGET] * len(rows))
-    with torch.no_grad():
-        ours = answer_probabilities(FastDecoder(with_adapters(quantised)), batch, ANSWERS)
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    found = probabilities(with_adapters(quantised), rows)
+    torch.testing.assert_close(found, expected, atol=tolerance(), rtol=0)
 
 
 def test_gemma2_keeps_its_caps_on_a_cpu(tmp_path: Path) -> None:
@@ -87,11 +97,7 @@ def test_a_hub_out_of_reach_names_both_remedies(monkeypatch: pytest.MonkeyPatch,
         raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    config = ModelConfig(
-        name="llama3", architecture="llama", repo="unsloth/llama-3-8b-Instruct-bnb-4bit", package=None,
-        path=None, revision=None, load_in_4bit=True, resident="4bit", dtype="auto", max_seq_length=8192,
-        learning_rate=2e-4,
-    )  # fmt: skip
+    config = model_config(name="llama3", repo="unsloth/llama-3-8b-Instruct-bnb-4bit")
     with pytest.raises(
         UserError, match=r"(?s)nothing is cached.*hf download unsloth/llama-3.*model.path=DIR"
     ):
@@ -104,21 +110,65 @@ def test_resident_weights_are_the_same_values(architecture: Architecture, tmp_pa
     quantised = loading.load_model(config)
     resident: Any = loading.load_model(config.model_copy(update={"resident": "bf16"}))
     assert not any(isinstance(module, bnb.nn.Linear4bit) for module in resident.modules())
-    batch = collate(random_rows(), [NO_TARGET] * 6)
-    with torch.no_grad():
-        one, other = (
-            answer_probabilities(FastDecoder(with_adapters(m)), batch, ANSWERS) for m in (quantised, resident)
-        )
-    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    one, other = (probabilities(with_adapters(model), random_rows()) for model in (quantised, resident))
+    torch.testing.assert_close(one, other, atol=tolerance(), rtol=0)
 
 
 def test_weights_become_resident_only_where_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = saved("llama", tmp_path).model_copy(update={"resident": "auto"})
+    config = saved("llama", tmp_path, resident="auto")
     monkeypatch.setattr(loading.memory, "free_bytes", lambda: 1_000_000)
     tight: Any = loading.load_model(config)
     assert any(isinstance(module, bnb.nn.Linear4bit) for module in tight.modules())
     monkeypatch.setattr(loading.memory, "free_bytes", lambda: 10_000_000_000)
     roomy: Any = loading.load_model(config)
     assert not any(isinstance(module, bnb.nn.Linear4bit) for module in roomy.modules())
+
+
+@pytest.mark.parametrize("function", ["require_available", "load_tokenizer"])
+def test_a_hub_out_of_reach_is_found_out_before_slow_imports(function: str, tmp_path: Path) -> None:
+    script = f"""
+import sys
+from factories import model_config
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.model import loading
+try:
+    loading.{function}(model_config(name="llama3", repo="unsloth/llama-3-8b-Instruct-bnb-4bit"))
+except UserError as error:
+    print(sorted({{"unsloth", "transformers", "peft", "trl"}} & sys.modules.keys()), error)
+"""
+    variables = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.startswith("[] model=llama3 needs unsloth/llama-3-8b-Instruct-bnb-4bit"), done
+
+
+@pytest.mark.parametrize("resident", ["4bit", "bf16"])
+def test_exchanged_adapters_give_what_a_fresh_base_model_gives(resident: str, tmp_path: Path) -> None:
+    config, rows = saved("llama", tmp_path / "model", resident=resident), random_rows()
+    settings = {
+        "x": LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+        "y": LoraConfig(r=2, lora_alpha=32, target_modules=["o_proj", "up_proj"], init_lora_weights=False),
+    }
+    base = loading.load_model(config)
+    untrained, expected = probabilities(base, rows), {}
+    for name, setting in settings.items():
+        get_peft_model(copy.deepcopy(base), setting).save_pretrained(tmp_path / name)
+        fresh = loading.load_adapters(loading.load_model(config), tmp_path / name)
+        expected[name] = probabilities(fresh, rows)
+    assert (expected["x"] - expected["y"]).abs().max() > 1e-3 < (expected["x"] - untrained).abs().max()
+    for name in "xyx":
+        adapted = loading.load_adapters(base, tmp_path / name)
+        assert torch.equal(probabilities(adapted, rows), expected[name])
+        base = loading.remove_adapters(adapted)
+        assert torch.equal(probabilities(base, rows), untrained)

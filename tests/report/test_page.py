@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.selection import Overlap
 from lmsys_unsloth.evaluate import metrics
 from lmsys_unsloth.evaluate.predictions import Predictions, with_swap
 from lmsys_unsloth.report import page, plots
@@ -67,7 +69,7 @@ def write(tmp_path, predictions, rows, curve=CURVE, env=None, **known):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Drawing takes seconds; most of the page can be tested without."""
-    monkeypatch.setattr(plots, "all_figures", lambda *_: {})
+    monkeypatch.setattr(plots, "plot_all", lambda *_: {})
 
 
 class Tags(HTMLParser):
@@ -98,11 +100,12 @@ def test_every_section_is_there(tmp_path):
     predictions, rows = case(60)
     both = with_swap(predictions, predictions.probabilities[:, [1, 0, 2]])
     html = write(tmp_path, both, rows, baseline_probabilities=predictions.probabilities)
-    for heading in (
-        "In short", "compared with", "be believed", "are spread", "does the place matter", "where it fails",
-        "Learning curve", "20 most costly rows", "How to get this again", "Configuration", "Environment",
-    ):  # fmt: skip
-        assert heading in html
+    assert re.findall("<h2>(.*?)</h2>", html) == [
+        "Summary", "Log loss and baselines", "Calibration", "Distribution of the probabilities",
+        "Confusion matrix and effect of the order", "Log loss by slice", "Learning curve",
+        "The 20 rows with the highest loss", "How to reproduce this",
+    ]  # fmt: skip
+    assert "<summary>Configuration</summary>" in html and "<summary>Environment</summary>" in html
     assert "python train.py fold=0" in html and "seed: 0" in html and "torch 2" in html
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         *(f"{kind}_{name}.png" for kind in ("reliability", "histogram") for name in ("a", "b", "tie")),
@@ -182,7 +185,7 @@ def test_no_rows_at_all(tmp_path):
 def test_text_of_some_rows_missing_leaves_those_sections_out(tmp_path, no_figures):
     predictions, rows = case(40)
     html = write(tmp_path, predictions, rows[1:])
-    assert "most costly" not in html and "where it fails" not in html and "In short" in html
+    assert "highest loss" not in html and "by slice" not in html and "Summary" in html
 
 
 def test_rows_may_come_in_any_order(tmp_path, no_figures):
@@ -190,7 +193,7 @@ def test_rows_may_come_in_any_order(tmp_path, no_figures):
     assert write(tmp_path, predictions, rows[::-1]) == write(tmp_path, predictions, rows)
 
 
-def test_most_costly_rows_first_and_long_texts_cut():
+def test_rows_with_the_highest_loss_come_first_and_long_texts_are_cut():
     predictions, rows = case(40)
     rows[7] = Comparison(rows[7].id, ("q",) * 9, ("x" * 100_000,) * 9, ("y",) * 9, label=1)
     predictions.labels[7] = 1
@@ -203,10 +206,27 @@ def test_most_costly_rows_first_and_long_texts_cut():
     assert "97,600 characters left out" in shown[0].turns[0][1]
 
 
-def test_leak_in_the_data_description_is_said_first(tmp_path, no_figures):
+def test_a_leak_in_the_data_description_is_the_first_finding(tmp_path, no_figures):
     (tmp_path / "data.json").write_text(json.dumps({"leak": {"verdict": "LEAK: 5 of 40 validation rows"}}))
     html = write(tmp_path, *case())
     assert '<p class="callout">LEAK: 5 of 40 validation rows</p>' in html
+
+
+def test_scored_training_rows_are_marked_in_the_title_the_summary_and_the_terminal(tmp_path, no_figures):
+    predictions, rows = case()
+    m = dataclasses.replace(metrics.score_predictions(predictions), trained_rows=Overlap(0, scored=12))
+    run = described(tmp_path)
+    page.write_report(run, m, predictions, rows)
+    html = run.report.read_text(encoding="utf-8")
+    assert re.search('<h1 class="bad">log loss .*; 12 of the 40 scored rows were used to train', html)
+    callouts = re.findall('<p class="callout">(.*?)</p>', html)
+    assert callouts[0].startswith("12 of the 40 scored rows were used to train this model")
+    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    page.print_summary(m, console)
+    printed = " ".join(console.file.getvalue().split())
+    assert re.match("log loss [^!]* class prior; 12 of the 40 scored rows were used to train", printed)
+    assert "! 12 of the 40 scored rows" in printed
+    assert "<h1>log loss" in write(tmp_path / "valid", predictions, rows)
 
 
 def test_a_failing_report_leaves_the_old_one(tmp_path, no_figures, monkeypatch):

@@ -1,26 +1,16 @@
-"""Batches hold every row once, within the budget, the same for the same seed."""
+"""Optimiser steps hold every row once per epoch, within the budget, and are the same for the same seed."""
 
 from __future__ import annotations
 
 from itertools import chain, pairwise
 
 import numpy as np
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsys_unsloth.model.batch import by_length, collate, target
 from lmsys_unsloth.train.steps import merge_micro_batches, padding_share, plan_steps
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=80)
-
-
-@given(LENGTHS, st.integers(1, 2000))
-def test_scoring_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = by_length(lengths, budget)
-    assert sorted(chain.from_iterable(batches)) == list(range(len(lengths)))
-    for rows in batches:
-        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= budget
 
 
 @given(LENGTHS, st.integers(1, 3), st.integers(2, 20), st.integers(1, 2000), st.integers(0, 5))
@@ -49,7 +39,7 @@ def test_each_epoch_holds_every_row_once(
 
 
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=40))
-def test_a_row_and_its_mirror_share_a_step(lengths: list[int]) -> None:
+def test_a_row_and_its_swapped_copy_share_a_step(lengths: list[int]) -> None:
     units = [[2 * i, 2 * i + 1] for i in range(len(lengths))]
     both = [length for length in lengths for _ in range(2)]
     steps = plan_steps(units, both, epochs=1, rows_per_step=4, tokens_per_micro_batch=100, seed=1)
@@ -72,7 +62,7 @@ def test_another_seed_gives_another_order() -> None:
     assert plans[0] != plans[1]
 
 
-def test_little_padding_on_lengths_like_the_arena_s() -> None:
+def test_little_padding_on_arena_like_lengths() -> None:
     lengths = np.random.default_rng(0).lognormal(6.8, 0.6, 4000).clip(100, 3000).astype(int).tolist()
     steps = plan_steps(
         [[row] for row in range(len(lengths))],
@@ -83,12 +73,6 @@ def test_little_padding_on_lengths_like_the_arena_s() -> None:
         seed=0,
     )
     assert padding_share(list(chain.from_iterable(steps)), lengths) < 0.05
-
-
-def test_collate_puts_rows_one_behind_the_other() -> None:
-    batch = collate([np.array([5, 6, 7]), np.array([8])], [target(1, None), target(None, (0.2, 0.3, 0.5))])
-    assert batch.input_ids.tolist() == [5, 6, 7, 8] and batch.lengths == (3, 1)
-    assert batch.targets.tolist() == [[0, 1, 0], [np.float32(0.2), np.float32(0.3), 0.5]]
 
 
 def test_a_token_limit_on_steps_holds() -> None:
@@ -105,7 +89,7 @@ def test_a_token_limit_on_steps_holds() -> None:
 
 
 @given(LENGTHS, st.integers(1, 6000))
-def test_joined_micro_batches_hold_the_same_rows_within_the_limit(lengths: list[int], limit: int) -> None:
+def test_merged_micro_batches_hold_the_same_rows_within_the_limit(lengths: list[int], limit: int) -> None:
     units = [[row] for row in range(len(lengths))]
     for step in plan_steps(units, lengths, epochs=1, rows_per_step=9, tokens_per_micro_batch=500, seed=0):
         parts = merge_micro_batches(step, lengths, limit)
@@ -113,12 +97,3 @@ def test_joined_micro_batches_hold_the_same_rows_within_the_limit(lengths: list[
         sizes = [sum(lengths[row] for row in part) for part in parts]
         assert all(size <= limit or part in step for part, size in zip(parts, sizes, strict=True))
         assert all(one + other > limit for one, other in pairwise(sizes)), "could be joined"
-
-
-def test_split_keeps_rows_and_order() -> None:
-    batch = collate([np.arange(n) for n in (4, 9, 3, 3)], np.arange(12).reshape(4, 3).tolist())
-    parts = batch.split(6)
-    assert [part.lengths for part in parts] == [(4,), (9,), (3, 3)]
-    assert torch.cat([part.input_ids for part in parts]).equal(batch.input_ids)
-    assert torch.cat([part.targets for part in parts]).equal(batch.targets)
-    assert batch.padded_tokens == 36

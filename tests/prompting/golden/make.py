@@ -1,6 +1,7 @@
-"""Golden prompts: what every template makes of four conversations with every real tokenizer.
+"""Golden prompts: text and ids of four conversations, for every template and tokenizer.
 
-After a change that is meant to alter prompts, look at the difference and write them anew:
+After a change that is meant to alter prompts, record them again and review the difference (the tokenizers
+of Llama 3 and Gemma 2 are read from ``$LMSYS_UNSLOTH_SHARED/tokenizers``):
 
     python tests/prompting/golden/make.py && git diff tests/prompting/golden
 """
@@ -16,11 +17,14 @@ FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent.parent))
 sys.path.insert(0, str(FOLDER.parent.parent.parent))
 
-from real_tokenizers import TEMPLATES, TOKENIZERS, encoder  # noqa: E402
+from real_tokenizers import REAL_TOKENIZERS, encoder  # noqa: E402
+from small_tokenizers import TEMPLATES  # noqa: E402
 
 from lmsys_unsloth.data.comparison import Comparison  # noqa: E402
 
+TOKENIZERS = (*REAL_TOKENIZERS, "smollm2")
 TRUNCATED_TO = 200
+"""``prompt.max_tokens`` of the case ``truncated``."""
 
 _SINGLE = Comparison(
     "single",
@@ -55,8 +59,8 @@ _LONG = Comparison(
 CASES = {"single": _SINGLE, "multi": _MULTI, "short": _SHORT, "truncated": _LONG}
 
 
-def build(template: str, tokenizer: str, case: str, shared: Path) -> dict[str, Any]:
-    """Everything that must stay as it is, for one combination."""
+def build(template: str, tokenizer: str, case: str, shared: Path | None) -> dict[str, Any]:
+    """The record of one case."""
     made = encoder(tokenizer, shared, template, TRUNCATED_TO if case == "truncated" else None)
     row = made.encode([CASES[case]])[0]
     return {
@@ -73,10 +77,12 @@ def build(template: str, tokenizer: str, case: str, shared: Path) -> dict[str, A
 
 
 def path(template: str) -> Path:
+    """File with the records of a template."""
     return FOLDER / f"{template}.jsonl"
 
 
 def write(shared: Path) -> None:
+    """Record all cases."""
     for template in TEMPLATES:
         lines = [
             json.dumps(build(template, tokenizer, case, shared), ensure_ascii=False, separators=(",", ":"))

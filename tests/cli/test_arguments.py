@@ -1,0 +1,20 @@
+"""Arguments of the command line before Hydra sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmsys_unsloth.cli.arguments import prepare_arguments
+
+
+def test_unknown_keys_are_passed_on_to_be_reported_by_the_schema() -> None:
+    assert prepare_arguments(["lora.q=1", "lora.r=2", "model=llama3", "-m", "trian.x=1"]) == [
+        "++lora.q=1", "lora.r=2", "model=llama3", "-m", "++trian.x=1",
+    ]  # fmt: skip
+
+
+def test_resuming_keeps_the_hydra_record_of_the_first_start(tmp_path: Path) -> None:
+    resume = f"resume={tmp_path}"
+    assert prepare_arguments([resume]) == [resume, "hydra.output_subdir=null"]
+    (tmp_path / "config.yaml").touch()
+    assert prepare_arguments([resume]) == [resume, "hydra.output_subdir=null", f"hydra.run.dir={tmp_path}"]

@@ -1,0 +1,84 @@
+"""Contradictions between values that are valid on their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from factories import composed, config
+
+from lmsys_unsloth.config.checks import contradictions, prompt_problems
+from lmsys_unsloth.config.parsing import parse_config
+from lmsys_unsloth.config.schema import PromptConfig
+from lmsys_unsloth.core.errors import UserError
+
+TURN = {"each_turn": "{prompt} {response_a} {response_b}\n"}
+
+
+def template(**values: object) -> PromptConfig:
+    minimal = {"name": "mine", "answers": {"a": " A", "b": " B", "tie": " Tie"}, "body": [TURN, "Best:"]}
+    return PromptConfig.model_validate({**minimal, **values})
+
+
+def test_the_shipped_configuration_has_no_contradictions() -> None:
+    assert contradictions(dict(config())) == []
+
+
+def test_sections_that_are_invalid_on_their_own_are_not_compared() -> None:
+    assert contradictions({}) == []
+    assert contradictions({"fold": 9, "prompt": template(max_tokens=99999)}) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ["prompt.max_tokens=8193"],
+            "prompt.max_tokens = 8193: must not be above model.max_seq_length = 8192",
+        ),
+        (["fold=5"], "fold = 5: data.folds = 5, so the folds are 0 to 4"),
+        (["data=lmsys"], "data.path = None: data=lmsys needs data.path=FILE"),
+        (["model.package=null", "model.repo=null"], "all null; one must say where the weights are"),
+        (["model.path=no_such_folder"], "must be a folder with a config.json"),
+        (["prompt.reply=Best"], "prompt.reply = 'Best': has a meaning only with prompt.chat=true"),
+    ],
+)
+def test_contradictions_between_sections_are_named(overrides: list[str], problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config(composed(*overrides))
+    assert str(caught.value).startswith("1 problem in the configuration:") and problem in str(caught.value)
+
+
+def test_a_model_folder_needs_a_config_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"must be a folder with a config\.json"):
+        config(f"model.path={tmp_path}")
+    (tmp_path / "config.json").touch()
+    assert config(f"model.path={tmp_path}").model.path == str(tmp_path)
+
+
+def test_all_contradictions_of_a_template_are_listed() -> None:
+    found = prompt_problems(
+        template(
+            answers={"a": "A", "b": "A", "tie": "C"},
+            body=["Hi", TURN],
+            reply="Best: ",
+            system="like {prompt}",
+            max_tokens=1000,
+            truncation={"when_longer_than": 2000},
+        )
+    )
+    expected = [
+        "prompt: system holds {prompt}",
+        "prompt.body: must end with a fixed text",
+        "prompt.reply = 'Best: ': has a meaning only with prompt.chat=true",
+        "prompt.truncation.when_longer_than = 2000: must not be above prompt.max_tokens = 1000",
+        "prompt.answers = {'a': 'A', 'b': 'A', 'tie': 'C'}: must be three different texts",
+    ]
+    assert len(found) == len(expected)
+    for problem, start in zip(found, expected, strict=True):
+        assert problem.startswith(start)
+
+
+def test_a_correct_template_has_no_problems() -> None:
+    assert prompt_problems(template()) == []
+    assert prompt_problems(template(chat=True, body=[TURN], reply="Best: ")) == []

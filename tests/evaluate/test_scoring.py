@@ -1,0 +1,34 @@
+"""Scoring copes with little memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import save_tiny_llama
+from training_cases import ANSWER_IDS, adapted, rows
+
+from lmsys_unsloth.evaluate import scoring
+from lmsys_unsloth.evaluate.scoring import score_rows
+from lmsys_unsloth.model.decoder import FastDecoder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+def test_scoring_goes_on_in_parts_when_memory_is_small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ordinary = adapted(folder), scoring.answer_probabilities
+    expected = score_rows(FastDecoder(model), rows(), ANSWER_IDS, 256)
+
+    def small_memory(decoder: Any, batch: Any, answer_ids: Any) -> torch.Tensor:
+        if sum(batch.lengths) > 20:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return ordinary(decoder, batch, answer_ids)
+
+    monkeypatch.setattr(scoring, "answer_probabilities", small_memory)
+    np.testing.assert_allclose(score_rows(FastDecoder(model), rows(), ANSWER_IDS, 256), expected, atol=1e-6)
