@@ -84,7 +84,7 @@ def turn(cell: Any, name: str, index: int, notes: Counter[str]) -> str:
         notes["null_turns"] += 1
         return ""
     if not isinstance(cell, str):
-        raise CellError("not text", f"turn {index + 1} of {name} is {shown(cell)}, not text")
+        raise CellError("not text", f"turn {index + 1} of {name} is {shorten(cell)}, not text")
     if not cell:
         notes["empty_turns"] += 1
     text = encodable(cell)
@@ -97,7 +97,7 @@ def turn_list(cell: Any, name: str, notes: Counter[str]) -> tuple[str, ...]:
     """A JSON list of texts and nulls; Parquet and JSONL may hold the list itself."""
     turns = _from_json(cell, name, "not a JSON list", "a JSON list of turns")
     if not isinstance(turns, list):
-        raise CellError("not a JSON list", f"{name} is {shown(cell)}, not a JSON list of turns")
+        raise CellError("not a JSON list", f"{name} is {shorten(cell)}, not a JSON list of turns")
     return tuple(turn(text, name, index, notes) for index, text in enumerate(turns))
 
 
@@ -105,7 +105,7 @@ def dialogue(cell: Any, name: str, notes: Counter[str]) -> tuple[tuple[str, ...]
     """User and assistant texts of ``[{"role": "user", "content": "Hi"}, {"role": "assistant", …}, …]``."""
     messages = _from_json(cell, name, "not a conversation", "a list of messages")
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
-        raise CellError("not a conversation", f"{name} is {shown(cell)}, not a list of messages")
+        raise CellError("not a conversation", f"{name} is {shorten(cell)}, not a list of messages")
     roles = [message.get("role") for message in messages]
     if roles != ["user", "assistant"] * (len(roles) // 2):
         found = ", ".join(map(str, roles[:6]))
@@ -151,7 +151,7 @@ def aligned(
 def outcome(cell: Any) -> int:
     """Label of a cell that names the winner."""
     if not isinstance(cell, str) or cell not in OUTCOMES:
-        raise CellError("no winner", f"winner is {shown(cell)}; it must be one of {', '.join(OUTCOMES)}")
+        raise CellError("no winner", f"winner is {shorten(cell)}; it must be one of {', '.join(OUTCOMES)}")
     return OUTCOMES[cell]
 
 
@@ -159,7 +159,7 @@ def outcome_of_flags(record: Mapping[str, Any], columns: Sequence[str]) -> int:
     """Label of three cells of which one is 1."""
     flags = [_number(record.get(name)) for name in columns]
     if any(flag not in (0, 1) for flag in flags):
-        found = ", ".join(shown(record.get(name)) for name in columns)
+        found = ", ".join(shorten(record.get(name)) for name in columns)
         raise CellError("no winner", f"{', '.join(columns)} are {found}; each must be 0 or 1")
     if sum(flags) != 1:
         kind = "no winner" if sum(flags) == 0 else "two winners"
@@ -171,7 +171,7 @@ def distribution(record: Mapping[str, Any], columns: Sequence[str], counts: bool
     """Three probabilities, or three counts that are made into such."""
     numbers = [_number(record.get(name)) for name in columns]
     total = sum(numbers)
-    found = f"{', '.join(columns)} are {', '.join(shown(record.get(name)) for name in columns)}"
+    found = f"{', '.join(columns)} are {', '.join(shorten(record.get(name)) for name in columns)}"
     if not math.isfinite(total) or min(numbers) < 0 or total == 0:
         raise CellError("not probabilities", f"{found}; they must be numbers, none negative, not all 0")
     if not counts and abs(total - 1) > SUM_TOLERANCE:
@@ -196,7 +196,7 @@ def _number(cell: Any) -> float:
         return math.nan
 
 
-def shown(cell: Any) -> str:
+def shorten(cell: Any) -> str:
     """The cell, shortened for a message."""
     text = repr(cell)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""Files → :class:`Comparison`: the one form in which every later module sees a row."""
+"""The form in which all modules handle a row, its fingerprint, and swapping of responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LABELS = ("a", "b", "tie")
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One conversation held with two bots, and which bot the person preferred.
+    """One conversation held with two models, and whose responses the person preferred.
 
     >>> Comparison("7", ("Hi", "Bye"), ("Hello!", "Bye!"), ("Yo", "Later"), label=0).swapped().label
     1
@@ -32,11 +32,11 @@ class Comparison:
     soft_label: tuple[float, float, float] | None = None
     """Probabilities in :data:`LABELS` order that replace the one-hot label in training."""
     true_probabilities: tuple[float, float, float] | None = None
-    """Known for simulated rows only: what a perfect predictor would say."""
+    """Predictions of a perfect predictor, known for simulated rows only."""
     model_a: str | None = None
     model_b: str | None = None
     extra: Mapping[str, str | int | float | bool] = field(default_factory=dict, compare=False)
-    """Further columns of the source (language, annotator, ...): kept aside, never used in training."""
+    """Further columns of the source (language, annotator, ...); never part of a prompt."""
 
     @property
     def prompt_text(self) -> str:
@@ -44,7 +44,7 @@ class Comparison:
         return "\n".join(self.prompts)
 
     def swapped(self) -> Comparison:
-        """The same judgement with the two bots exchanged; a tie stays a tie."""
+        """The same judgement with responses A and B swapped; a tie stays a tie."""
 
         def exchange(p: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
             return None if p is None else (p[1], p[0], p[2])
@@ -76,7 +76,7 @@ def rows_fingerprint(rows: Iterable[Comparison]) -> str:
             row.true_probabilities,
             row.model_a,
             row.model_b,
-            [len(text) for text in texts],  # which says where each text ends
+            [len(text) for text in texts],  # where each text ends
         )
         digest.update(json.dumps(facts).encode())
         digest.update(b"".join(texts))
@@ -86,11 +86,11 @@ def rows_fingerprint(rows: Iterable[Comparison]) -> str:
 def swap_rows(
     rows: Sequence[Comparison], mode: Literal["none", "random", "both"], seed: int
 ) -> list[tuple[Comparison, ...]]:
-    """Exchange bots in training rows; each tuple holds rows that must share an optimiser step.
+    """Swap responses in training rows; each tuple holds rows that must share an optimiser step.
 
-    ``none`` leaves rows alone. ``random`` exchanges half of them: which ones depends on ``seed``
-    and the row's id alone, so every epoch and every fold sees the same orientation. ``both``
-    returns each row with its mirror: the pair's mean gradient has no preference for a position.
+    ``none`` leaves rows unchanged. ``random`` swaps about half of them: which ones depends on ``seed``
+    and the row's id only, so every epoch and every fold sees the same orientation. ``both``
+    returns each row with its swapped copy: the pair's mean gradient has no preference for a position.
 
     >>> row = Comparison("7", ("Hi",), ("Hello!",), ("Yo",), label=0)
     >>> [(pair[0].label, pair[1].label) for pair in swap_rows([row], "both", seed=0)]

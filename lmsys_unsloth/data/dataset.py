@@ -1,7 +1,8 @@
-"""Configuration → the rows of one fold, with an account of where they came from and what was left out."""
+"""Rows of one fold from a configuration, with a description of their source and of what was left out."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import logging
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from lmsys_unsloth.config.run_directory import Run
@@ -17,7 +19,7 @@ from lmsys_unsloth.config.schema import DataConfig, DebugConfig
 from lmsys_unsloth.core import cache
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
-from lmsys_unsloth.data import duplicates, folds, leaks, row_cache, sources
+from lmsys_unsloth.data import comparison, duplicates, folds, leaks, row_cache, sources
 from lmsys_unsloth.data.arena import simulate
 from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
 from lmsys_unsloth.data.duplicates import Similar
@@ -25,9 +27,10 @@ from lmsys_unsloth.data.folds import (
     Folds,
     balance,
     folds_fingerprint,
+    group_rows,
+    grouping_columns,
     load_folds,
     make_folds,
-    prompt_text,
     save_folds,
 )
 from lmsys_unsloth.data.sources import BadRow, Rows
@@ -35,25 +38,25 @@ from lmsys_unsloth.data.sources import BadRow, Rows
 log = logging.getLogger(__name__)
 
 LEAST_ROWS = 4000
-"""Groups, folds and leak reports of fewer rows are made faster than looked up in the cache."""
+"""Minimum number of rows whose groups and folds are cached; fewer are grouped faster than loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoldData:
-    """What one run trains on and is scored on."""
+    """Training and validation rows of one fold."""
 
     train: list[Comparison]
     """Rows of the other folds in file order, then extra rows. Not yet swapped, see ``swap_rows``."""
     validation: list[Comparison]
     """Rows of this fold in file order."""
     groups: NDArray[np.int64]
-    """(validation rows,) rows that share a prompt share a number: resample these together."""
+    """``[validation]``: rows of one group share a number and are resampled together."""
     description: dict[str, Any]
-    """What ``RUN/data.json`` holds."""
+    """Content of ``data.json``."""
 
 
-def limited(fold: FoldData, debug: DebugConfig, seed: int) -> FoldData:
-    """The part of a fold that the ``debug`` settings leave; the split itself stays as it is."""
+def limit_rows(fold: FoldData, debug: DebugConfig, seed: int) -> FoldData:
+    """Reduce a fold to the rows that the ``debug`` settings ask for, without changing the split."""
 
     def chosen(count: int, wanted: int | None) -> NDArray[np.int64]:
         if wanted is None or wanted >= count:
@@ -68,7 +71,7 @@ def limited(fold: FoldData, debug: DebugConfig, seed: int) -> FoldData:
 
 
 def load_rows(config: DataConfig, run: Run | None = None) -> list[Comparison]:
-    """All rows of ``config.path`` (or of the simulated arena) in file order, labelled or not.
+    """Load all rows of ``config.path`` (or of the simulated arena) in file order, labelled or not.
 
     Raises:
         UserError: the source is unusable, or has bad rows and ``bad_rows`` is ``error``.
@@ -77,7 +80,7 @@ def load_rows(config: DataConfig, run: Run | None = None) -> list[Comparison]:
 
 
 def load_fold(config: DataConfig, fold: int, run: Run | None = None) -> FoldData:
-    """Rows to train on and rows to score for one fold.
+    """Load the training and validation rows of one fold.
 
     Writes ``folds.csv`` (every row's fold), ``data.json`` and, when rows were skipped,
     ``bad_rows.csv`` into ``run``.
@@ -94,19 +97,21 @@ def load_fold(config: DataConfig, fold: int, run: Run | None = None) -> FoldData
     for source in (main, *extras):
         _require_labels(source)
     content = rows_fingerprint(main.rows)
+    columns = grouping_columns(main.rows, config.group_by)
     prompts = _similar("prompts", main.rows, content, config.near_duplicate)
-    folds = _folds(main.rows, prompts.near, content, config)
+    groups = group_rows(main.rows, prompts.near, columns)
+    folds = _folds(main.rows, groups, content, config, ", ".join(["prompt", *columns]))
     _warn_of_large_groups(folds)
     inside = folds.of_row == fold
     validation = [row for row, chosen in zip(main.rows, inside, strict=True) if chosen]
     train = [row for row, chosen in zip(main.rows, inside, strict=True) if not chosen]
     _require_rows(train, validation, fold)
-    admitted, extra_report = leaks.admit_extra(extras, train, validation, config.near_duplicate)
+    admitted, extra_report = leaks.admit_extra(extras, train, validation, config.near_duplicate, columns)
     train += admitted
     description = {
         "source": _describe_source(main, config),
         "fingerprint": content,
-        "folds": _describe_folds(main.rows, folds, fold, config),
+        "folds": _describe_folds(main.rows, folds, fold, config) | {"grouped_by": ["prompt", *columns]},
         "train": {"rows": len(train), "labels": balance(train)},
         "validation": {"rows": len(validation), "labels": balance(validation)},
         "extra": extra_report,
@@ -120,7 +125,7 @@ def load_fold(config: DataConfig, fold: int, run: Run | None = None) -> FoldData
 
 
 def _read_all(config: DataConfig, paths: Sequence[str | None], run: Run | None) -> list[Rows]:
-    """Read every source, then deal with all their bad rows at once."""
+    """Read every source, then report or save all their bad rows together."""
     read = [
         Rows("simulated", "simulated", simulate(config.rows, config.seed, config.length))
         if path is None
@@ -133,15 +138,15 @@ def _read_all(config: DataConfig, paths: Sequence[str | None], run: Run | None) 
     if bad and config.bad_rows == "error":
         total = sum(len(source.rows) + len(source.bad) for source in read)
         raise UserError(
-            f"{sources.complain(bad, total)}\n"
-            "  Mend them, or leave them out with data.bad_rows=skip (RUN/bad_rows.csv then lists all)."
+            f"{sources.describe_bad_rows(bad, total)}\n"
+            "  Fix them, or leave them out with data.bad_rows=skip (RUN/bad_rows.csv then lists all)."
         )
     if bad and run is not None:
         sources.save_bad_rows(run.bad_rows, bad)
     for source in read:
         if not source.rows:
             raise UserError(
-                f"{sources.complain(source.bad, len(source.bad))}\n  No row is left to work with."
+                f"{sources.describe_bad_rows(source.bad, len(source.bad))}\n  No row is left to work with."
             )
     return read
 
@@ -164,19 +169,19 @@ def _require_rows(train: Sequence[Comparison], validation: Sequence[Comparison],
 
 
 def _warn_of_large_groups(folds: Folds) -> None:
-    """A group larger than a fold can't be split fairly."""
+    """Warn of a group that is larger than a fold."""
     largest, rows = int(np.unique(folds.groups, return_counts=True)[1].max()), len(folds.groups)
     if largest * folds.count > rows:
         log.warning(
-            "%d of %d rows have similar prompts and share a fold, so folds are uneven; "
-            "data.near_duplicate=0.9 or 1 makes smaller groups",
+            "%d of %d rows form one group and share a fold, so folds are uneven; "
+            "data.near_duplicate=0.9 or 1, or fewer columns in data.group_by, make smaller groups",
             largest,
             rows,
         )
 
 
 TEXTS: dict[str, Callable[[Comparison], list[str]]] = {
-    "prompts": lambda row: [prompt_text(row)],
+    "prompts": lambda row: [row.prompt_text],
     "answers": leaks.answer_texts,
 }
 
@@ -184,42 +189,49 @@ TEXTS: dict[str, Callable[[Comparison], list[str]]] = {
 def _similar(
     what: Literal["prompts", "answers"], rows: Sequence[Comparison], content: str, threshold: float
 ) -> Similar:
-    """Partitions of the rows' texts; those of many rows come from the cache when they were made before."""
+    """Partitions of the rows' texts; those of many rows are kept in the cache."""
     key = {
         "what": f"similar {what}",
         "rows": content,
         "threshold": threshold,
-        "code": cache.code_fingerprint(duplicates, folds, leaks),
+        "code": cache.code_fingerprint(comparison, duplicates, leaks),
         "datasketch": importlib.metadata.version("datasketch"),
     }
 
-    def make() -> dict[str, NDArray[Any]]:
+    def make() -> pa.Table:
         texts = (text for row in rows for text in TEXTS[what](row))
         similar = duplicates.find_similar(texts, threshold, what)
-        return {"exact": similar.exact, "near": similar.near}
+        return pa.table({"exact": similar.exact, "near": similar.near})
 
-    arrays = cache.remember(key, make, keep=len(rows) >= LEAST_ROWS)
-    return Similar(arrays["exact"], arrays["near"])
+    table = cache.remember(key, make, keep=len(rows) >= LEAST_ROWS)
+    return Similar(table["exact"].to_numpy(), table["near"].to_numpy())
 
 
-def _folds(rows: Sequence[Comparison], groups: NDArray[np.int64], content: str, config: DataConfig) -> Folds:
+def _folds(
+    rows: Sequence[Comparison],
+    groups: NDArray[np.int64],
+    content: str,
+    config: DataConfig,
+    grouped_by: str,
+) -> Folds:
     if config.fold_file is not None:
         return load_folds(Path(config.fold_file).expanduser(), rows, groups, config.folds)
     key = {
         "what": "folds",
         "rows": content,
-        "threshold": config.near_duplicate,
+        "groups": hashlib.sha256(groups.tobytes()).hexdigest(),
         "count": config.folds,
         "seed": config.fold_seed,
-        "code": cache.code_fingerprint(duplicates, folds),
+        "code": cache.code_fingerprint(folds),
         "scikit-learn": importlib.metadata.version("scikit-learn"),
     }
 
-    def make() -> dict[str, NDArray[Any]]:
-        return {"of_row": make_folds(rows, groups, config.folds, config.fold_seed).of_row}
+    def make() -> pa.Table:
+        made = make_folds(rows, groups, config.folds, config.fold_seed, grouped_by)
+        return pa.table({"of_row": made.of_row})
 
-    of_row = cache.remember(key, make, keep=len(rows) >= LEAST_ROWS)["of_row"]
-    return Folds(of_row, groups, config.folds)
+    table = cache.remember(key, make, keep=len(rows) >= LEAST_ROWS)
+    return Folds(table["of_row"].to_numpy(), groups, config.folds)
 
 
 def _leak_report(
@@ -229,7 +241,7 @@ def _leak_report(
     admitted: Sequence[Comparison],
     threshold: float,
 ) -> dict[str, Any]:
-    """The report on these rows and the extra rows that were admitted to training."""
+    """Leak report of these rows and the extra rows that were admitted to training."""
     if admitted:
         rows = [*rows, *admitted]
         content = rows_fingerprint(rows)

@@ -46,8 +46,8 @@ def grouping_columns(rows: Sequence[Comparison], group_by: Sequence[str]) -> lis
     if unknown:
         listed = ", ".join(sorted(found)) or "none"
         raise UserError(
-            f"data.group_by = [{', '.join(group_by)}]: no row has the column {', '.join(unknown)}; name further "
-            f"columns of the file, which has {listed}"
+            f"data.group_by = [{', '.join(group_by)}]: no row has the column "
+            f"{', '.join(unknown)}; name further columns of the file, which has {listed}"
         )
     return [*group_by, *(name for name in (SESSION,) if name in found and name not in group_by)]
 
@@ -68,8 +68,8 @@ def group_rows(
     """
     if not columns:
         return prompts
-    values = ((row.extra.get(name) for row in rows) for name in columns)
-    return join_groups(prompts, ((None if is_missing(v) else str(v) for v in column) for column in values))
+    values = [[row.extra.get(name) for row in rows] for name in columns]
+    return join_groups(prompts, [[None if is_missing(v) else str(v) for v in column] for column in values])
 
 
 def make_folds(
@@ -92,8 +92,8 @@ def make_folds(
     distinct = len(np.unique(groups))
     if distinct < count:
         raise UserError(
-            f"data.folds = {count}: the {len(rows):,} rows form only {distinct} groups by {grouped_by}, and rows "
-            "of one group share a fold; lower data.folds (2 or more) or give more rows"
+            f"data.folds = {count}: the {len(rows):,} rows form only {distinct} groups by {grouped_by}, and "
+            "rows of one group share a fold; lower data.folds (2 or more) or give more rows"
         )
     labels = np.array([row.label for row in rows])
     most = int(np.unique(labels, return_counts=True)[1].max())

@@ -1,4 +1,4 @@
-"""What training rows give away about validation rows: the report, and the rule for extra data."""
+"""Leaks from training to validation rows: the report, and the rule for extra data."""
 
 from __future__ import annotations
 
@@ -12,42 +12,51 @@ from numpy.typing import NDArray
 
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.duplicates import Similar, content_key, find_similar
-from lmsys_unsloth.data.folds import prompt_text
+from lmsys_unsloth.data.folds import group_rows
 from lmsys_unsloth.data.sources import Rows
 
 ANSWER_LENGTH = 50
-"""Shorter answers ("Yes.") coincide by chance and are left out of the leak report."""
+"""Minimum characters of a response in the leak report; shorter ones ("Yes.") coincide by chance."""
+
+WARNING_SHARE = 0.5
+"""Share of validation rows with a response that is in training too, from which the report warns."""
 
 
 def leak_report(
     rows: Sequence[Comparison], held_out: NDArray[np.bool_], prompts: Similar, answers: Similar
 ) -> dict[str, Any]:
-    """How many validation rows repeat a prompt, or an answer, of the training rows.
+    """Count validation rows that repeat a prompt, or a response, of the training rows.
 
     ``exact`` counts rows with a text that is equal (apart from case and white space) to one of
     training; ``near`` counts rows linked to training by a chain of similar texts, exact ones
     included. A prompt in both makes the score too good: the model has seen how a person judged
-    it. An answer in both is usual where bots of one family meet again, and only reported.
+    it. A response in both is usual where models of one family are compared again; as many as half of the
+    rows mean that the score does not show how well new responses are judged.
 
     Args:
         rows: training and validation rows together.
-        held_out: (rows,) true for validation rows.
-        prompts: of ``map(prompt_text, rows)``.
-        answers: of all :func:`answer_texts`, row by row.
+        held_out: ``[rows]``, true for validation rows.
+        prompts: partitions of the rows' ``prompt_text``.
+        answers: partitions of all :func:`answer_texts`, row by row.
 
     Returns:
-        ``{"verdict": "...", "prompts": {"exact": 0, "near": 0, "share_near": 0.0}, "answers": {…}}``
+        ``{"verdict": "...", "warnings": [], "prompts": {"exact": 0, "near": 0, "share_near": 0.0},
+        "answers": {…}}``
     """
     owners = np.repeat(np.arange(len(rows)), [len(answer_texts(row)) for row in rows])
-    report = {
-        "prompts": _overlap(prompts, np.arange(len(rows)), held_out),
-        "answers": _overlap(answers, owners, held_out),
+    overlap = _overlap(prompts, np.arange(len(rows)), held_out)
+    repeated = _overlap(answers, owners, held_out)
+    count = int(held_out.sum())
+    return {
+        "verdict": verdict(overlap["near"], count),
+        "warnings": answer_warnings(repeated["near"], count),
+        "prompts": overlap,
+        "answers": repeated,
     }
-    return {"verdict": verdict(report["prompts"]["near"], int(held_out.sum())), **report}
 
 
 def verdict(leaking: int, rows: int) -> str:
-    """The report in one line.
+    """Say in one line whether prompts leak.
 
     >>> verdict(3, 10)
     'LEAK: 3 of 10 validation rows (30%) have a prompt that is in training too; scores will be too good'
@@ -60,19 +69,34 @@ def verdict(leaking: int, rows: int) -> str:
     )
 
 
+def answer_warnings(repeated: int, rows: int) -> list[str]:
+    """Warn when :data:`WARNING_SHARE` or more of the validation rows repeat a training response.
+
+    >>> answer_warnings(4, 10)
+    []
+    """
+    if repeated < WARNING_SHARE * rows:
+        return []
+    return [
+        f"{repeated:,} of {rows:,} validation rows ({repeated / rows:.0%}) have a response that is in "
+        "training too; scores do not show how well new responses are judged: group folds by a column "
+        "that such rows share (data.group_by=[COLUMN])"
+    ]
+
+
 def answer_texts(row: Comparison) -> list[str]:
-    """Each bot's answers as one text; none for a bot whose text is shorter than :data:`ANSWER_LENGTH`."""
-    joined = ("\n".join(row.responses_a), "\n".join(row.responses_b))
-    return [text for text in joined if len(text) >= ANSWER_LENGTH]
+    """Responses A and B, each as one text, without those shorter than :data:`ANSWER_LENGTH`."""
+    texts = ("\n".join(row.responses_a), "\n".join(row.responses_b))
+    return [text for text in texts if len(text) >= ANSWER_LENGTH]
 
 
 def _overlap(similar: Similar, owners: NDArray[np.int64], held_out: NDArray[np.bool_]) -> dict[str, Any]:
-    """Validation rows of which any text is equal, or similar, to any text of training.
+    """Count validation rows of which any text is equal, or similar, to any training text.
 
     Args:
         similar: partitions of all texts.
-        owners: (texts,) the row of each text.
-        held_out: (rows,) true for validation rows.
+        owners: ``[texts]`` row of each text.
+        held_out: ``[rows]``, true for validation rows.
     """
     of_validation = held_out[owners]
 
@@ -86,22 +110,29 @@ def _overlap(similar: Similar, owners: NDArray[np.int64], held_out: NDArray[np.b
 
 
 def admit_extra(
-    extras: Sequence[Rows], train: Sequence[Comparison], validation: Sequence[Comparison], threshold: float
+    extras: Sequence[Rows],
+    train: Sequence[Comparison],
+    validation: Sequence[Comparison],
+    threshold: float,
+    columns: Sequence[str] = (),
 ) -> tuple[list[Comparison], list[dict[str, Any]]]:
-    """Extra rows that may join the training rows, and counts for each source.
+    """Choose the extra rows that may join the training rows.
 
-    Left out: rows whose prompt is (nearly) that of a validation row, and rows that are already in
-    training. An id that is taken gets the source's name in front.
+    Left out are rows whose prompt is (nearly) that of a validation row or which share a value in one of
+    ``columns`` with a validation row, and rows that are in training already. An id that is in use is
+    prefixed with the source's name.
 
     Returns:
-        rows, and for each source ``{"source", "rows", "in_validation", "already_in_training",
+        Rows, and for each source ``{"source", "rows", "in_validation", "already_in_training",
         "renamed_ids", "used"}``.
     """
     if not extras:
         return [], []
     offered = [row for source in extras for row in source.rows]
-    similar: Similar = find_similar(map(prompt_text, [*validation, *offered]), threshold, "extra prompts")
-    leaking = iter(np.isin(similar.near[len(validation) :], similar.near[: len(validation)]).tolist())
+    texts = (row.prompt_text for row in (*validation, *offered))
+    prompts = find_similar(texts, threshold, "extra prompts").near
+    groups = group_rows([*validation, *offered], prompts, columns)
+    leaking = iter(np.isin(groups[len(validation) :], groups[: len(validation)]).tolist())
     contents = {content_key(row) for row in train}
     ids = {row.id for row in (*train, *validation)}
     admitted: list[Comparison] = []

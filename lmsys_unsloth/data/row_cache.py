@@ -78,19 +78,22 @@ def _to_table(rows: Rows) -> pa.Table:
 
 def _from_table(table: pa.Table, path: str) -> Rows:
     facts = json.loads(table.schema.metadata[b"facts"])
+    columns = [column.to_pylist() for column in table.columns]
     rows = [
         Comparison(
             row_id,
-            *map(tuple, turns),
-            label=label,
-            soft_label=soft and tuple(soft),
-            true_probabilities=true and tuple(true),
-            model_a=model_a,
-            model_b=model_b,
-            extra=json.loads(extra),
+            tuple(prompts),
+            tuple(responses_a),
+            tuple(responses_b),
+            label,
+            soft and tuple(soft),
+            true and tuple(true),
+            model_a,
+            model_b,
+            json.loads(extra),
         )
-        for row_id, *turns, label, soft, true, model_a, model_b, extra in zip(
-            *(column.to_pylist() for column in table.columns), strict=True
+        for row_id, prompts, responses_a, responses_b, label, soft, true, model_a, model_b, extra in zip(
+            *columns, strict=True
         )
     ]
     return Rows(path, facts["layout"], rows, notes=Counter(facts["notes"]))

@@ -15,7 +15,7 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
-from lmsys_unsloth.data.dataset import limited, load_fold, load_rows
+from lmsys_unsloth.data.dataset import limit_rows, load_fold, load_rows
 from lmsys_unsloth.data.trained_rows import TrainedRows, load_trained_rows
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def _used(trained: TrainedRows, rows: Sequence[Comparison]) -> list[bool]:
 
 
 def _validation_fold(config: Config, output: Run) -> Selection:
-    fold = limited(load_fold(config.data, config.fold, output), config.debug, config.seed)
+    fold = limit_rows(load_fold(config.data, config.fold, output), config.debug, config.seed)
     return Selection(fold.validation, np.full(len(fold.validation), config.fold), fold.groups, fold.train)
 
 

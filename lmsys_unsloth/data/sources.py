@@ -90,10 +90,10 @@ def count_reasons(bad: Sequence[BadRow]) -> dict[str, int]:
     return dict(Counter(kind for row in bad for kind in row.kinds).most_common())
 
 
-def complain(bad: Sequence[BadRow], total: int) -> str:
+def describe_bad_rows(bad: Sequence[BadRow], total: int) -> str:
     """What a user needs to know about bad rows: counts by reason and the first ten.
 
-    >>> print(complain([BadRow("a.csv", 2, "7", ("no turns",), "the conversation has no turns")], 5))
+    >>> print(describe_bad_rows([BadRow("a.csv", 2, "7", ("no turns",), "the conversation has no turns")], 5))
     1 of 5 rows can't be used:
       1 × no turns
       a.csv row 2, id 7: the conversation has no turns

@@ -138,7 +138,7 @@ def test_extra_rows_join_training_only_and_leave_the_folds_alone(tmp_path: Path)
 def test_a_group_larger_than_a_fold_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     records = [record(str(n), prompt=["the same" if n < 12 else f"{n * 77_777} other"]) for n in range(30)]
     dataset.load_fold(config(path=str(write_csv(tmp_path / "rows.csv", records))), 0)
-    assert "12 of 30 rows have similar prompts" in caplog.text
+    assert "12 of 30 rows form one group" in caplog.text
 
 
 def test_saved_folds_are_used_again(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_part_of_a_fold_for_trying_out() -> None:
     fold = dataset.load_fold(config(rows=100), 0)
     settings = {"name": None, "preview": False, "evaluate_on_train": False}
     debug = DebugConfig(train_rows=10, validation_rows=5, **settings)  # type: ignore[arg-type]
-    part = dataset.limited(fold, debug, seed=0)
+    part = dataset.limit_rows(fold, debug, seed=0)
     assert (len(part.train), len(part.validation), len(part.groups)) == (10, 5, 5)
     assert all(row in fold.validation for row in part.validation)
 
@@ -217,8 +217,6 @@ def test_a_part_of_a_fold_for_trying_out() -> None:
 def test_settings() -> None:
     shipped = yaml.safe_load((CONF / "data" / "lmsys.yaml").read_text())
     assert shipped.keys() == {"defaults", "name"}
-    with pytest.raises(ValidationError, match=r"data=lmsys needs data\.path=FILE"):
-        config(name="lmsys")
     assert config(name="lmsys", path="x.csv").path == "x.csv"
     for wrong in (
         {"folds": 1},
@@ -229,3 +227,71 @@ def test_settings() -> None:
     ):
         with pytest.raises(ValidationError):
             config(**wrong)
+
+
+def _with_columns(folder: Path, **columns: list[Any]) -> str:
+    """Thirty rows with different prompts and further columns."""
+    records = [
+        record(
+            str(n), prompt=[f"question {n} about {'abcdefghijklmnopqrstuvwxyz1234'[n] * 12}"],
+            winner_model_a=int(n % 3 == 0), winner_model_b=int(n % 3 == 1), winner_tie=int(n % 3 == 2),
+            **{name: values[n] for name, values in columns.items()},
+        )
+        for n in range(30)
+    ]  # fmt: skip
+    return str(write_csv(folder / "rows.csv", records))
+
+
+def _folds(path: str, folder: Path, **changes: Any) -> list[int]:
+    run = Run(folder / "run")
+    dataset.load_fold(config(path=path, folds=3, **changes), 0, run)
+    with run.folds.open(newline="") as file:
+        return [int(line["fold"]) for line in csv.DictReader(file)]
+
+
+def _stay_together(values: list[Any], folds: list[int]) -> bool:
+    pairs = {(value, fold) for value, fold in zip(values, folds, strict=True) if value not in (None, "")}
+    return len(pairs) == len({value for value, _ in pairs})
+
+
+def test_rows_of_one_session_share_a_fold(tmp_path: Path) -> None:
+    sessions = [f"s{n % 10}" for n in range(30)]
+    path = _with_columns(tmp_path, evaluation_session_id=sessions)
+    assert _stay_together(sessions, _folds(path, tmp_path))
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["folds"]["grouped_by"] == [
+        "prompt",
+        "evaluation_session_id",
+    ]
+
+
+def test_rows_that_share_a_named_column_share_a_fold(tmp_path: Path) -> None:
+    topics, authors = [f"t{n % 7}" for n in range(30)], [f"a{n}" if n % 2 else "" for n in range(30)]
+    path = _with_columns(tmp_path, topic=topics, author=authors)
+    assert not _stay_together(topics, _folds(path, tmp_path))
+    assert _stay_together(topics, _folds(path, tmp_path, group_by=["topic", "author"]))
+
+
+def test_columns_join_groups_along_chains(tmp_path: Path) -> None:
+    odd, thirds = [n // 2 for n in range(30)], [(n + 1) // 2 for n in range(30)]
+    path = _with_columns(tmp_path, odd=odd, thirds=thirds)
+    with pytest.raises(UserError, match=r"form only 1 groups by prompt, odd, thirds"):
+        dataset.load_fold(config(path=path, folds=3, group_by=["odd", "thirds"]), 0)
+
+
+def test_an_unknown_column_is_named_with_those_that_exist(tmp_path: Path) -> None:
+    path = _with_columns(tmp_path, topic=["t"] * 30)
+    with pytest.raises(UserError, match=r"data.group_by = \[subject\]: no row has the column .*has topic"):
+        dataset.load_fold(config(path=path, group_by=["subject"]), 0)
+
+
+def test_extra_rows_of_a_validation_session_are_left_out(tmp_path: Path) -> None:
+    path = _with_columns(tmp_path, topic=[f"t{n % 10}" for n in range(30)])
+    (tmp_path / "more").mkdir()
+    more = write_csv(
+        tmp_path / "more" / "extra.csv",
+        [record(f"e{n}", prompt=[f"new {n} {'zyxwvutsrq'[n] * 20}"], topic=f"t{n}") for n in range(10)],
+    )
+    fold = dataset.load_fold(config(path=path, folds=3, group_by=["topic"], extra=[str(more)]), 0)
+    topics = {row.extra["topic"] for row in fold.validation}
+    assert fold.description["extra"][0]["in_validation"] == len(topics) > 0
+    assert not topics & {row.extra["topic"] for row in fold.train}

@@ -41,7 +41,7 @@ def test_the_seed_decides() -> None:
 def test_too_few_prompts() -> None:
     rows, _ = _rows(20)
     with pytest.raises(
-        UserError, match=re.escape("data.folds = 5: the 20 rows have only 4 different prompts")
+        UserError, match=re.escape("data.folds = 5: the 20 rows form only 4 groups by prompt")
     ):
         make_folds(rows, np.arange(20) % 4, 5, seed=0)
 

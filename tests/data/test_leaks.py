@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +12,15 @@ from preferences import labelled, read_all
 
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.duplicates import find_similar
-from lmsys_unsloth.data.folds import make_folds, prompt_text
-from lmsys_unsloth.data.leaks import admit_extra, answer_texts, leak_report
+from lmsys_unsloth.data.folds import make_folds
+from lmsys_unsloth.data.leaks import admit_extra, answer_texts, answer_warnings, leak_report
 from lmsys_unsloth.data.sources import Rows
 
 LONG = "Explain to me in plain words how a sailing boat can move against the wind, and what a keel is for."
 
 
 def _report(rows: Sequence[Comparison], held_out: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
-    prompts = find_similar(map(prompt_text, rows), 0.8)
+    prompts = find_similar((row.prompt_text for row in rows), 0.8)
     answers = find_similar((text for row in rows for text in answer_texts(row)), 0.8)
     return leak_report(rows, held_out, prompts, answers)
 
@@ -38,6 +39,18 @@ def test_overlaps_are_counted_by_validation_row() -> None:
     # the answers made by labelled() repeat its prompt, so that those of "exact" and "near" overlap too
     assert report["answers"] == {"exact": 1, "near": 3, "share_near": 0.75}
     assert report["verdict"].startswith("LEAK: 2 of 4 validation rows (50%)")
+
+
+def test_repeated_responses_are_reported_in_words_when_they_are_many() -> None:
+    rows = [
+        Comparison(str(n), (f"question {n} {chr(97 + n) * 30}",), (LONG,), (f"b {n}",), 0) for n in range(4)
+    ]
+    report: dict[str, Any] = _report(rows, np.array([False, False, True, True]))
+    assert report["verdict"] == "no prompt is in both training and validation"
+    (warning,) = report["warnings"]
+    assert warning.startswith("2 of 2 validation rows (100%) have a response that is in training too")
+    assert "data.group_by=[COLUMN]" in warning
+    assert answer_warnings(49, 100) == [] and len(answer_warnings(50, 100)) == 1
 
 
 def test_a_clean_split_says_so() -> None:
@@ -102,7 +115,7 @@ def _out_of_fold_loss(rows: Sequence[Comparison], of_row: NDArray[np.int64]) -> 
 
 def test_a_leaking_split_of_real_rows_scores_better_and_is_flagged(shared: Path) -> None:
     rows = read_all(shared / "data" / "pandalm_human_993.csv").rows
-    groups = find_similar(map(prompt_text, rows), 0.8).near
+    groups = find_similar((row.prompt_text for row in rows), 0.8).near
     grouped = make_folds(rows, groups, 5, seed=0).of_row
     leaking = np.random.default_rng(0).permutation(len(rows)) % 5
     assert _out_of_fold_loss(rows, leaking) < _out_of_fold_loss(rows, grouped) - 0.1

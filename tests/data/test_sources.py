@@ -37,7 +37,7 @@ def test_the_message_counts_all_and_shows_ten(tmp_path: Path) -> None:
     records += [record(f"b{n}", winner_model_b=1) for n in range(11)]
     records += [record("c", response_b=["a", "b"]), record("nan")]
     bad = read_records(tmp_path, *records).bad
-    message = sources.complain(bad, len(records))
+    message = sources.describe_bad_rows(bad, len(records))
     assert "13 of 14 rows can't be used" in message
     assert (
         "11 × two winners" in message and "1 × unequal turn counts" in message and "1 × id missing" in message

@@ -95,7 +95,7 @@ def fact(rng: Random) -> Question:
     key = rng.choice(list(table.answers))
     right = table.answers[key]
     wrong = rng.choice(
-        [answer for answer in map(table.answers.get, rng.sample(list(table.answers), 3)) if answer != right]
+        [table.answers[name] for name in rng.sample(list(table.answers), 3) if table.answers[name] != right]
     )
     stated = table.sentence.format(key, "{}")
     return Question(rng.choice(table.prompts).format(key), right, wrong, (stated, stated, ENGLISH.answers[1]))
