@@ -1,4 +1,4 @@
-"""One cell of a source → a value, or a :class:`CellError` that says what is wrong with it.
+"""Conversion of single cells of a source to values; a :class:`CellError` says what is wrong with a cell.
 
 What is done to text: a null turn becomes an empty text; UTF-16 surrogate pairs are joined; a lone
 surrogate, which no tokenizer can encode, becomes U+FFFD. These are counted. Nothing else changes:
@@ -16,23 +16,23 @@ from typing import Any
 
 Triple = tuple[float, float, float]
 Turns = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
-"""The user's turns, A's answers and B's answers, equally many of each."""
+"""User turns, responses A and responses B, equally many of each."""
 
 OUTCOMES = {"model_a": 0, "model_b": 1, "tie": 2, "tie (bothbad)": 2, "both_bad": 2}
 SUM_TOLERANCE = 1e-3
-"""Probabilities in a file may be rounded: their sum may be off 1 by this much."""
+"""Allowed distance of a sum of probabilities from 1; those in files may be rounded."""
 ROUNDING = 1e-12
-"""Probabilities whose sum is this near to 1 are taken as they are, so that they come back unchanged."""
+"""Distance from 1 up to which probabilities are not renormalised, so that they stay unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a row can't be used: ``kind`` is counted, ``detail`` is shown."""
+    """Reason why a row can't be used: ``kind`` is counted, ``detail`` appears in messages."""
 
     kind: str
     detail: str
     row_id: str = ""
-    """As far as it is known of a row that could not be taken apart."""
+    """Id of the row as far as it is known."""
 
 
 class CellError(ValueError):
@@ -116,7 +116,7 @@ def dialogue(cell: Any, name: str, notes: Counter[str]) -> tuple[tuple[str, ...]
 
 
 def _content(content: Any, name: str) -> Any:
-    """Newer dumps hold a message as parts: ``[{"type": "text", "text": "Hi", "image": null}]``."""
+    """Newer datasets hold a message as parts: ``[{"type": "text", "text": "Hi", "image": null}]``."""
     if not isinstance(content, list):
         return content
     for part in content:
@@ -156,7 +156,7 @@ def outcome(cell: Any) -> int:
 
 
 def outcome_of_flags(record: Mapping[str, Any], columns: Sequence[str]) -> int:
-    """Label of three cells of which one is 1."""
+    """Label from three cells, exactly one of which is 1."""
     flags = [_number(record.get(name)) for name in columns]
     if any(flag not in (0, 1) for flag in flags):
         found = ", ".join(shorten(record.get(name)) for name in columns)
@@ -168,7 +168,7 @@ def outcome_of_flags(record: Mapping[str, Any], columns: Sequence[str]) -> int:
 
 
 def distribution(record: Mapping[str, Any], columns: Sequence[str], counts: bool) -> Triple:
-    """Three probabilities, or three counts that are made into such."""
+    """Three probabilities, or three counts converted to probabilities."""
     numbers = [_number(record.get(name)) for name in columns]
     total = sum(numbers)
     found = f"{', '.join(columns)} are {', '.join(shorten(record.get(name)) for name in columns)}"
@@ -183,7 +183,7 @@ def distribution(record: Mapping[str, Any], columns: Sequence[str], counts: bool
 
 
 def most_likely(soft: Triple) -> int:
-    """The label of a row that has only soft ones; a draw for the first place is a tie."""
+    """Label of a row with soft labels only; equal largest probabilities make a tie."""
     best = [index for index, value in enumerate(soft) if value == max(soft)]
     return best[0] if len(best) == 1 else 2
 

@@ -261,7 +261,7 @@ def _describe_source(main: Rows, config: DataConfig) -> dict[str, Any]:
         "soft_labels": sum(row.soft_label is not None for row in rows),
         "multi_turn": sum(len(row.prompts) > 1 for row in rows),
         "identical_answers": sum(row.responses_a == row.responses_b for row in rows),
-        "mended": dict(main.notes),
+        "repaired": dict(main.notes),
     }
     if config.path is None:
         described |= {"length": config.length, "seed": config.seed}

@@ -1,4 +1,4 @@
-"""CSV, Parquet, JSONL and Hugging Face datasets → records: mappings from column name to cell.
+"""Readers of CSV, Parquet, JSONL and Hugging Face datasets; a record maps column names to cells.
 
 Text files are decoded with ``surrogateescape``, so that one broken byte makes one bad row and not
 an unreadable file. A file must be the same when its last row has been read as when it was opened.
@@ -28,12 +28,12 @@ KINDS = ".csv, .csv.gz, .parquet, .jsonl, .jsonl.gz or hf:owner/name"
 PACKED_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 MEGABYTE = 2**20
 SAMPLE = 100
-"""Lines of JSONL from which the columns are gathered."""
+"""Number of JSONL lines from which the columns are collected."""
 LEFT_OUT = frozenset({"full_conversation"})
-"""Columns never taken: they repeat the conversations, and more."""
+"""Columns that are never read: they repeat the conversations, and more."""
 
 Record = tuple[int, Mapping[str, Any] | Problem]
-"""Row number, from 1, and its cells, or what is wrong with it as a whole."""
+"""Row number, from 1, and its cells, or the problem with the whole row."""
 Opened = tuple[Sequence[str], Iterator[Record]]
 """Column names and all records."""
 
@@ -69,7 +69,7 @@ def _state(handle: BinaryIO) -> tuple[int, int]:
 
 
 def _watched(file: Path, handle: BinaryIO, closing: Any, records: Iterator[Record]) -> Iterator[Record]:
-    """Pass records on with a progress bar, and make sure in the end that the file did not change meanwhile.
+    """Yield records with a progress bar; raise at the end if the file has changed in the meantime.
 
     Args:
         closing: what to close afterwards: ``handle`` itself or the decoder on top of it.
@@ -90,7 +90,7 @@ def _watched(file: Path, handle: BinaryIO, closing: Any, records: Iterator[Recor
 
 
 def _decoded(file: Path) -> tuple[BinaryIO, io.TextIOWrapper]:
-    """The file, and its text on top of it, unpacked."""
+    """Open a file and a decoder of its decompressed text."""
     handle = file.open("rb")
     stream: Any = gzip.GzipFile(fileobj=handle) if file.name.lower().endswith(".gz") else handle
     if handle.peek(2)[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -230,7 +230,7 @@ def _open_parquet(file: Path) -> Opened:
 
 
 def _wanted(schema: Any) -> list[str]:
-    """Columns that mean something here, and single values; other lists and trees (embeddings) can be huge."""
+    """Known columns, and all columns of single values; other nested columns (embeddings) can be huge."""
     import pyarrow
 
     return [

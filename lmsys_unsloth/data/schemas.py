@@ -1,4 +1,4 @@
-"""One record of a source → :class:`Comparison`, or every reason why not.
+"""Conversion of a source's records to :class:`Comparison`, with every reason why a record can't be used.
 
 Three layouts are known; ``auto`` tells them apart:
 
@@ -6,7 +6,7 @@ Three layouts are known; ``auto`` tells them apart:
     LMSYS train.csv and arena-human-preference-55k. ``prompt, response_a, response_b`` are JSON
     lists of turns.
 ``plain``
-    WSDM Cup. The same three columns hold plain text, one turn. Taken for a file without the columns
+    WSDM Cup. The same three columns hold plain text, one turn. Assumed for a file without the columns
     ``winner_model_a, winner_model_b, winner_tie`` whose prompts mostly are not JSON lists.
 ``conversations``
     arena-human-preference-100k, -140k and chatbot_arena_conversations. ``conversation_a`` and
@@ -18,7 +18,7 @@ Optional columns: ``question_id`` for ``id``; ``model_a``, ``model_b``; soft lab
 ``votes_a, votes_b, votes_tie``; ``p_true_a, p_true_b, p_true_tie`` (simulated rows). Everything else is
 kept in ``Comparison.extra`` when it is a single value.
 
-What is done to text is in :mod:`lmsys_unsloth.rows.cells`.
+The module :mod:`lmsys_unsloth.data.cells` says how text is treated.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ KNOWN_COLUMNS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """How the columns of one source are read."""
+    """Meaning of the columns of one source."""
 
     layout: Layout
     id_column: str
     outcome_columns: tuple[str, ...] | None
-    """None when nothing says who won: such rows can only be predicted."""
+    """None for an unlabelled source, whose rows can only be predicted."""
     soft_columns: tuple[str, ...] | None
     true_columns: tuple[str, ...] | None
     extra_columns: tuple[str, ...]
@@ -70,7 +70,7 @@ def schema_of(
     where: str,
     soft_labels: bool,
 ) -> Schema:
-    """Decide how to read a source from its column names and some records.
+    """Determine the schema of a source from its column names and some records.
 
     Raises:
         UserError: columns that the layout can't do without are missing.
@@ -127,7 +127,7 @@ def parse_record(
 
     Args:
         record: column name → cell (text from CSV, typed values from other sources).
-        notes: counts of what was mended: ``null_turns``, ``empty_turns``, ``repaired_surrogates``.
+        notes: receives counts of repaired cells: ``null_turns``, ``empty_turns``, ``repaired_surrogates``.
 
     Returns:
         the row (None when there are problems), its id as far as known, and all problems.
@@ -168,7 +168,7 @@ def parse_record(
 
 
 def _extra(record: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str | int | float | bool]:
-    """Single values of the remaining columns; lists and mappings are dropped."""
+    """Single values of the remaining columns, without lists and mappings."""
     return {
         name: cells.encodable(value) if isinstance(value, str) else value
         for name in columns

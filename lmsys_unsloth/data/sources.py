@@ -1,4 +1,4 @@
-"""Files and datasets → rows, in order; every bad row is accounted for."""
+"""Rows of a file or dataset, in order, and a record of every row that can't be used."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.schemas import Layout
 
 SAMPLE = 100
-"""Records looked at before the layout is decided."""
+"""Number of records from which the layout is recognised."""
 SHOWN = 10
-"""Bad rows listed in a message; the counts cover all."""
+"""Number of bad rows listed in a message; counts cover all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What one source gave."""
+    """Rows of one source."""
 
     source: str
     layout: str
     rows: list[Comparison]
     bad: list[BadRow] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
-    """Mended cells by kind, see :func:`lmsys_unsloth.rows.layouts.parse`."""
+    """Repaired cells by kind, see :func:`~lmsys_unsloth.data.schemas.parse_record`."""
 
 
 def read_source(path: str, *, layout: Layout | Literal["auto"], split: str, soft_labels: bool) -> Rows:
@@ -86,12 +86,12 @@ def read_source(path: str, *, layout: Layout | Literal["auto"], split: str, soft
 
 
 def count_reasons(bad: Sequence[BadRow]) -> dict[str, int]:
-    """How many rows have each kind of problem, the most frequent first; a row may have several."""
+    """Count rows by kind of problem, most frequent first; a row may have several."""
     return dict(Counter(kind for row in bad for kind in row.kinds).most_common())
 
 
 def describe_bad_rows(bad: Sequence[BadRow], total: int) -> str:
-    """What a user needs to know about bad rows: counts by reason and the first ten.
+    """Describe bad rows for a message: counts by reason and the first ten.
 
     >>> print(describe_bad_rows([BadRow("a.csv", 2, "7", ("no turns",), "the conversation has no turns")], 5))
     1 of 5 rows can't be used:

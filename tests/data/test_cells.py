@@ -50,7 +50,7 @@ def test_a_missing_identifier_is_refused(cell: Any) -> None:
         cells.identifier(cell)
 
 
-def test_turns_of_a_list_are_counted_when_mended() -> None:
+def test_turns_of_a_list_are_counted_when_repaired() -> None:
     notes: Counter[str] = Counter()
     turns = cells.turn_list('["a", null, "", "\\ud83d", "\\ud83d\\ude00"]', "prompt", notes)
     assert turns == ("a", "", "", "\ufffd", "😀")

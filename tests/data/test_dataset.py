@@ -30,7 +30,7 @@ def _file(folder: Path, name: str = "rows.csv", count: int = 60, **changes: Any)
         record(
             f"{name[0]}{n}",
             prompt=["".join(Random(f"{name} {n // 2}").choices(ascii_lowercase, k=20))],
-            response_a=[f"{n} this is the answer of the first bot"],
+            response_a=[f"{n} this is the answer of the first model"],
             winner_model_a=int(n % 3 == 0),
             winner_model_b=int(n % 3 == 1),
             winner_tie=int(n % 3 == 2),
@@ -202,7 +202,7 @@ def test_the_cache_gives_the_same_and_never_the_old(tmp_path: Path, monkeypatch:
     changed = dataset.load_fold(config(path=path), 0)
     assert changed.description["fingerprint"] != first.description["fingerprint"]
     answers = [row.responses_a[0] for row in (*changed.train, *changed.validation)]
-    assert "0 that is the answer of the first bot" in answers
+    assert "0 that is the answer of the first model" in answers
 
 
 def test_a_part_of_a_fold_for_trying_out() -> None:
