@@ -1,4 +1,4 @@
-"""Llama 3 8B and Gemma 2 9B as numbers: random weights in their shape, rows like LMSYS's, what both need."""
+"""Llama 3 8B and Gemma 2 9B: their shapes, random weights and row lengths, and the operations they need."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TINY = dict(
 
 
 def lengths(options: argparse.Namespace) -> list[int]:
-    """Tokens of each row, like LMSYS's."""
+    """Draw row lengths distributed as in LMSYS's data, in tokens."""
     import numpy as np
 
     drawn = np.random.default_rng(0).lognormal(6.75, 0.7, options.rows).clip(100, 3072)
@@ -36,13 +36,14 @@ def lengths(options: argparse.Namespace) -> list[int]:
 
 
 def shape(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of a model's transformers configuration."""
     settings = {**SHAPES[name], **(TINY if options.tiny else {})}
     settings.pop("architecture")
     return settings
 
 
 def write_random_model(name: str, folder: Path, options: argparse.Namespace) -> None:
-    """A folder in Hugging Face format with random weights, written in shards without building the model."""
+    """Write a folder in Hugging Face format with random weights, in shards, without building the model."""
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, models
@@ -89,9 +90,9 @@ def write_random_model(name: str, folder: Path, options: argparse.Namespace) -> 
 
 
 def flops_per_token(name: str, options: argparse.Namespace, rank: int, *, training: bool) -> float:
-    """Needed for one token: frozen matrices forward and for the input's gradient, adapters, attention.
+    """Count the necessary operations per token: frozen matrices, adapters and attention.
 
-    The bound of the task, without LM head and with every position in every layer; recomputation not counted.
+    Every position passes through every layer; the LM head and recomputation are not counted.
     """
     s = shape(name, options)
     width, inner, layers = s["hidden_size"], s["intermediate_size"], s["num_hidden_layers"]
@@ -108,7 +109,7 @@ def flops_per_token(name: str, options: argparse.Namespace, rank: int, *, traini
     frozen = sum(a * b for a, b in matrices)
     adapters = sum(rank * (a + b) for a, b in matrices)
     each = lengths(options)
-    seen = sum(n * n for n in each) / sum(each) / 2  # positions that a token attends to, on average
-    attention = 2 * 2 * seen * q
+    attended = sum(n * n for n in each) / sum(each) / 2  # average number of positions that a token attends to
+    attention = 2 * 2 * attended * q
     factor = (2, 3, 3) if training else (1, 1, 1)  # passes: forward, and gradients of inputs and of weights
     return float(layers * (2 * frozen * factor[0] + 2 * adapters * factor[1] + attention * factor[2]))

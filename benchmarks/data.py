@@ -1,10 +1,10 @@
-"""How long does it take to read, check, fold, render and tokenise as many full-length rows as LMSYS has?
+"""Time of reading, checking, splitting, rendering and tokenising as many full-length rows as LMSYS has.
 
     python benchmarks/data.py --tokenizer ../shared/tokenizers/llama3
     python benchmarks/data.py --tokenizer ../shared/tokenizers/llama3 --rows 5000
 
-A simulated arena at full length is written to CSV; a process of its own then does what a run does
-before the model is loaded, with an empty cache and once more with what the first left there. Writes
+A simulated arena at full length is written to CSV. A separate process then does what a run does before
+the model is loaded, twice: with an empty cache, and with the cache that the first process filled. Writes
 ``benchmarks/results/data-DATE.md``.
 """
 
@@ -47,6 +47,7 @@ def measure(arena: Path, tokenizer_folder: str) -> None:
         from omegaconf import OmegaConf
         from transformers import AutoTokenizer
 
+        from lmsys_unsloth.config.run_directory import Run
         from lmsys_unsloth.config.schema import DataConfig, PromptConfig
         from lmsys_unsloth.data import dataset
         from lmsys_unsloth.data.comparison import swap_rows
@@ -58,7 +59,7 @@ def measure(arena: Path, tokenizer_folder: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
         encoder = encoding.RowEncoder(tokenizer, PromptConfig.model_validate(composed["prompt"]))
     with timed("read, check, group, fold, leak report"):
-        fold = dataset.load_fold(config, 0, arena.parent / "run")
+        fold = dataset.load_fold(config, 0, Run(arena.parent / "run"))
     with timed("render and tokenise"):
         rows = [row for unit in swap_rows(fold.train, config.swap, seed=42) for row in unit]
         encoded = [encoding.encode_cached(encoder, part, progress=True) for part in (rows, fold.validation)]
@@ -76,8 +77,8 @@ def measure(arena: Path, tokenizer_folder: str) -> None:
     )
 
 
-def written(runs: list[dict[str, Any]], megabytes: float, command: str) -> str:
-    """The measurements as Markdown."""
+def as_markdown(runs: list[dict[str, Any]], megabytes: float, command: str) -> str:
+    """Describe the measurements as Markdown."""
     first, second = runs
     parts = [
         f"| {name} | {first['seconds'][name]:.1f} | {second['seconds'][name]:.1f} |"
@@ -122,9 +123,11 @@ def main() -> None:
         environment = os.environ | {"LMSYS_UNSLOTH_CACHE": str(Path(folder) / "cache")}
         runs = []
         for _ in range(2):
-            answer = subprocess.run(process, env=environment, capture_output=True, text=True, check=True)
-            runs.append(json.loads(answer.stdout.splitlines()[-1]))
-        text = written(runs, arena.stat().st_size / 1e6, f"python benchmarks/data.py --rows {arguments.rows}")
+            done = subprocess.run(process, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            runs.append(json.loads(done.stdout.splitlines()[-1]))
+        text = as_markdown(
+            runs, arena.stat().st_size / 1e6, f"python benchmarks/data.py --rows {arguments.rows}"
+        )
     print(text)
     path = ROOT / "benchmarks" / "results" / f"data-{datetime.date.today()}.md"
     path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The ways to train and score that the GPU benchmark compares: transformers alone, stock unsloth, ours."""
+"""The engines that the GPU benchmark compares: transformers and PEFT, stock unsloth, and this project."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def matmul_rate() -> float:
-    """bf16 floating-point operations a second of a large product on random data."""
+    """Measure bfloat16 floating-point operations per second of a large product of random matrices."""
     import torch
 
     size = 8192 if torch.cuda.is_available() else 512
@@ -30,6 +30,7 @@ def matmul_rate() -> float:
 
 
 def timed(run: Callable[[], Any]) -> float:
+    """Return the seconds that ``run()`` takes, including the GPU's work."""
     import torch
 
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
@@ -41,7 +42,7 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def measured(step: Callable[[list[int]], Any], batches: list[list[int]]) -> dict[str, float]:
-    """Tokens a second over all batches but the first, which warms up, and the peak memory of all."""
+    """Measure tokens per second over all batches but the first, which warms up, and the peak memory."""
     import torch
 
     from lmsys_unsloth.model import memory
@@ -57,8 +58,8 @@ def measured(step: Callable[[list[int]], Any], batches: list[list[int]]) -> dict
     }
 
 
-def cut(each: list[int], tokens: int) -> list[list[int]]:
-    """Micro-batches of rows of like length, as training and scoring make them, in random order."""
+def micro_batches(each: list[int], tokens: int) -> list[list[int]]:
+    """Group row lengths into micro-batches of similar lengths, in random order."""
     import numpy as np
 
     from lmsys_unsloth.model.batch import by_length
@@ -69,7 +70,7 @@ def cut(each: list[int], tokens: int) -> list[list[int]]:
 
 
 def random_batch(batch: list[int], vocabulary: int) -> Any:
-    """Rows of the given lengths with random ids, on the device."""
+    """Return rows of the given lengths with random ids, on the device."""
     import numpy as np
     import torch
 
@@ -82,58 +83,52 @@ def random_batch(batch: list[int], vocabulary: int) -> Any:
 
 
 def load(folder: Path, name: str, rank: int, checkpoint: str = "none") -> tuple[Any, Any]:
-    """Model through this project's loader (unsloth, 4-bit) with adapters, and its tokenizer."""
-    from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
+    """Load a 4-bit model with adapters through this project's loader, and its tokenizer."""
+    from factories import lora_config, model_config, train_config
+
     from lmsys_unsloth.model import loading
 
-    config = ModelConfig(
-        name=name, architecture=SHAPES[name]["architecture"], repo=None, package=None, path=str(folder),
-        revision=None, load_in_4bit=True, resident="4bit", dtype="auto", max_seq_length=4096,
-        learning_rate=1e-4,
+    architecture = SHAPES[name]["architecture"]
+    config = model_config(
+        folder, name=name, architecture=architecture, load_in_4bit=True, resident="4bit", dtype="auto",
+        max_seq_length=4096,
     )  # fmt: skip
-    train = TrainConfig(
-        epochs=1, max_steps=None, rows_per_step=16, tokens_per_step=None, tokens_per_micro_batch=8192,
-        learning_rate=1e-4, lr_scheduler="constant", warmup_ratio=0.0, weight_decay=0.0, max_grad_norm=None,
-        optimizer="adamw_8bit", loss="answers", fast=checkpoint == "none", checkpoint=checkpoint, log_every=1,
-        save_every=1000,
-    )  # fmt: skip
-    lora = LoraConfig(
-        r=rank, alpha=float(rank), dropout=0.0, target_modules=LINEAR, use_rslora=False, first_layer=0
-    )
+    train = train_config(fast=checkpoint == "none", checkpoint=checkpoint)
+    lora = lora_config(r=rank, alpha=float(rank), dropout=0.0, target_modules=LINEAR)
     tokenizer = loading.load_tokenizer(config)
     return loading.add_adapters(loading.load_model(config, train), lora, train, seed=0), tokenizer
 
 
-def ours(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Parity, then every optimisation of this project switched on in turn."""
+def this_project(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure parity, then this project with its optimisations switched on one after the other."""
     from lmsys_unsloth.model import loading
-    from lmsys_unsloth.model.decoder import FastDecoder, OrdinaryDecoder
+    from lmsys_unsloth.model.decoder import FastDecoder, ReferenceDecoder
 
     model, _ = load(folder, name, rank)
     vocabulary, each = shape(name, options)["vocab_size"], lengths(options)
-    batches = cut(each, options.tokens)[: options.batches]
-    # Rows of one length, so that the whole last layer can be asked for: only these two are compared.
+    batches = micro_batches(each, options.tokens)[: options.batches]
+    # Rows of equal length, so that the last layer can be computed at all positions for comparison.
     equal = [[1024 // (40 if options.tiny else 1)] * (options.tokens // 1024 or 1)] * len(batches)
-    ordinary, fast = OrdinaryDecoder(model), loading.decoder(model, fast=True)
+    reference, fast = ReferenceDecoder(model), loading.make_decoder(model, fast=True)
     assert isinstance(fast, FastDecoder)
     found: dict[str, Any] = {"parity": _parity(fast, random_batch(each[:4], vocabulary))}
 
-    def training(decoder: Any, of: list[list[int]] = batches) -> dict[str, Any]:
+    def training(decoder: Any, row_lengths: list[list[int]] = batches) -> dict[str, Any]:
         model.train()
-        return _tried(lambda: measured(_training_step(decoder, vocabulary), of))
+        return _tried(lambda: measured(_training_step(decoder, vocabulary), row_lengths))
 
     def scoring(decoder: Any) -> dict[str, Any]:
         model.eval()
         return _tried(lambda: measured(_scoring_step(decoder, vocabulary), batches))
 
     trained = found["training"] = {
-        "head at the slot only, padded": training(ordinary),
+        "head at the slot only, padded": training(reference),
         "+ packed rows, last layer at the slot": training(fast),
         "(rows of 1,024: packed, whole last layer)": training(_whole_last_layer(fast), equal),
         "(rows of 1,024: packed, last layer at the slot)": training(fast, equal),
     }
     scored = found["scoring"] = {
-        "head at the slot only, padded": scoring(ordinary),
+        "head at the slot only, padded": scoring(reference),
         "packed, 4-bit": scoring(fast),
     }
     loading.make_resident(model, "bf16")
@@ -143,7 +138,7 @@ def ours(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dic
     fast.checkpointed = 0
     scored["packed, dequantised once"] = scoring(fast)
     _freeze_lower_half(model, len(fast.layers))
-    trained["+ lower half frozen (lora.first_layer)"] = training(loading.decoder(model, fast=True))
+    trained["+ lower half frozen (lora.first_layer)"] = training(loading.make_decoder(model, fast=True))
     return found
 
 
@@ -170,7 +165,7 @@ def _scoring_step(decoder: Any, vocabulary: int) -> Callable[[list[int]], None]:
 
 
 def _whole_last_layer(fast: Any) -> Any:
-    """The fast decoder with its last layer at every position, for rows of one length."""
+    """Return the fast decoder with its last layer at every position, for rows of equal length."""
     from lmsys_unsloth.model.decoder import FastDecoder
 
     class WholeLastLayer(FastDecoder):
@@ -187,21 +182,21 @@ def _freeze_lower_half(model: Any, layers: int) -> None:
 
 
 def _parity(fast: Any, batch: Any) -> dict[str, float]:
-    """How far the fast path is from the ordinary one, with adapters that do something."""
+    """Measure the distance between both decoders, with adapters that change the results."""
     import torch
 
-    from lmsys_unsloth.model.decoder import OrdinaryDecoder
-    from lmsys_unsloth.model.parity import distances
+    from lmsys_unsloth.model.decoder import ReferenceDecoder
+    from lmsys_unsloth.model.parity import parity_distances
 
     for name, parameter in fast.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.01)
-    states, gradients = distances(fast, OrdinaryDecoder(fast.model), batch, gradients=True)
+    states, gradients = parity_distances(fast, ReferenceDecoder(fast.model), batch, gradients=True)
     return {"hidden_states": states, "gradients": gradients}
 
 
 def stock(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dict[str, Any]:
-    """unsloth with trl's SFTTrainer as it comes, with and without unsloth's checkpointing."""
+    """Measure unsloth with an unmodified SFTTrainer, with and without unsloth's checkpointing."""
     found: dict[str, Any] = {"training": {}}
     for rows, checkpoint, title in (
         (8, "all", "8 rows a micro-batch, checkpointed"),
@@ -217,7 +212,7 @@ def stock(name: str, folder: Path, rank: int, options: argparse.Namespace) -> di
 
 
 def _whole_logits(model: Any, name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Scoring as the libraries' own evaluation does it: the LM head at every position of padded rows."""
+    """Score as the libraries' own evaluation does: the LM head at every position of padded rows."""
     import torch
 
     def score(batch: list[int]) -> None:
@@ -225,12 +220,12 @@ def _whole_logits(model: Any, name: str, options: argparse.Namespace) -> dict[st
         with torch.no_grad(), torch.autocast(device, torch.bfloat16):
             model(input_ids=padded(batch, shape(name, options)["vocab_size"])).logits[:, -1].float()
 
-    # Logits of a whole batch are large: smaller batches than ours.
-    return measured(score, cut(lengths(options), options.tokens // 2)[: 2 * options.batches])
+    # Logits of a whole batch are large, so batches are smaller than this project's.
+    return measured(score, micro_batches(lengths(options), options.tokens // 2)[: 2 * options.batches])
 
 
 def padded(batch: list[int], vocabulary: int) -> Any:
-    """Random rows of the given lengths ``[rows, longest]``, padded on the right."""
+    """Return random rows of the given lengths ``[rows, longest]``, padded on the right."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -291,7 +286,7 @@ def _stock_training(
 
 
 def plain(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dict[str, Any]:
-    """transformers and PEFT alone: bf16 weights, padded rows, logits at every position."""
+    """Measure transformers and PEFT alone: bfloat16 weights, padded rows, logits at every position."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -311,19 +306,19 @@ def plain(name: str, folder: Path, rank: int, options: argparse.Namespace) -> di
             labels[:, -1] = ANSWERS[0][0]
             model(input_ids=ids, labels=labels).loss.backward()
 
-    # Logits of a whole batch take 16 bytes each in training: smaller micro-batches than ours.
-    batches = cut(lengths(options), options.tokens // 4)[: 4 * options.batches]
+    # Each logit takes 16 bytes in training, so micro-batches are smaller than this project's.
+    batches = micro_batches(lengths(options), options.tokens // 4)[: 4 * options.batches]
     found: dict[str, Any] = {"training": {"checkpointed": _tried(lambda: measured(step, batches))}}
     scored = _tried(lambda: _whole_logits(model.eval(), name, options))
     return {**found, "scoring": {"logits at every position": scored}}
 
 
 def _tried(run: Callable[[], dict[str, float]]) -> dict[str, Any]:
-    """The numbers, or why there are none: one failing variant does not lose the others."""
+    """Return the numbers, or the error: a failing variant must not lose the others."""
     try:
         return run()
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
 
 
-ENGINES = {"plain": plain, "stock": stock, "ours": ours}
+ENGINES = {"plain": plain, "stock": stock, "lmsys_unsloth": this_project}

@@ -2,12 +2,13 @@
 
     python benchmarks/gpu.py                           # everything: about 9 minutes on an H100
     python benchmarks/gpu.py --models llama3 --ranks 16
-    python benchmarks/gpu.py --tiny                    # the same road with tiny models, on a CPU too
+    python benchmarks/gpu.py --tiny                    # the same steps with tiny models, on a CPU too
 
-Weights are random in the real architecture, written to a temporary folder and loaded (and quantised) as a
-user's would be. Rows have the lengths of LMSYS's (log-normal, mean 1,100, at most 3,072 tokens) and random
-ids; what is computed does not depend on them. Every engine runs in a process of its own, so that memory is
-its own and libraries that patch others can't meet. What fails is reported as failed, with its error.
+Weights are random in the real architecture, written to a temporary folder, and loaded and quantised as a
+user's would be. Row lengths are distributed as in LMSYS's data (log-normal, mean 1,100, at most 3,072
+tokens); token ids are random, as the cost does not depend on them. Each engine runs in a separate process, so
+that its memory can be measured and libraries that patch others do not affect each other. Failures are
+reported with their error.
 
 Writes ``gpu-DATE.json`` (all numbers) and ``gpu-DATE.md`` (the table) to ``--out``.
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("", "benchmarks", "tests")]
 
 from architectures import SHAPES, flops_per_token, lengths, write_random_model
 from engines import ENGINES, matmul_rate
@@ -38,7 +39,7 @@ SECONDS_AN_ENGINE = 240
 def in_a_process(
     engine: str, name: str, folder: Path, rank: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """One engine's numbers, or what it said when it failed."""
+    """Return one engine's numbers, or its error if it failed."""
     with tempfile.NamedTemporaryFile(suffix=".json") as answer:
         command = [
             sys.executable, __file__, "--engine", engine, "--models", name, "--ranks", str(rank),
@@ -59,13 +60,13 @@ def in_a_process(
 
 
 def table(result: dict[str, Any]) -> str:
-    """Everything as one Markdown table."""
+    """Return all results as one Markdown table."""
     lines = [
         heading("Llama 3 8B and Gemma 2 9B on one GPU", result["env"]["command"]),
-        f"bf16 matrix products here: {result['matmul_tflops']:.0f} TFLOP/s. Bound: tokens a second if all "
-        f"needed operations ran at that rate. Mean row {result['mean_length']:.0f} tokens; micro-batches of "
-        f"up to {result['tokens']:,} tokens.\n",
-        "| model | r | job | engine | variant | tokens/s | share of bound | against best stock | peak GB |",
+        f"Large bfloat16 matrix products run at {result['matmul_tflops']:.0f} TFLOP/s here; the bound is all "
+        f"operations at that rate. Mean row {result['mean_length']:.0f} tokens; micro-batches of up to "
+        f"{result['tokens']:,} tokens.\n",
+        "| model | r | job | engine | variant | tokens/s | share of bound | speed / best stock | peak GB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for case in result["cases"]:
@@ -78,10 +79,11 @@ def table(result: dict[str, Any]) -> str:
                 for title, numbers in found.get(job, {}).items():
                     cells = _cells(numbers, case["bounds"][job], best)
                     lines.append(f"{start} {job} | {engine} | {title} | {cells} |")
-        parity = case["engines"].get("ours", {}).get("parity")
+        parity = case["engines"].get("lmsys_unsloth", {}).get("parity")
         if parity:
-            apart = f"hidden states {parity['hidden_states']:.1e}, gradients {parity['gradients']:.1e}"
-            lines.append(f"{start} parity | ours | {apart} from the ordinary path | | | | |")
+            found = f"hidden states {parity['hidden_states']:.1e}, gradients {parity['gradients']:.1e}"
+            text = f"relative distance from the model's own forward: {found}"
+            lines.append(f"{start} parity | lmsys_unsloth | {text} | | | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -104,10 +106,10 @@ def main() -> None:
     parser.add_argument("--ranks", nargs="+", type=int, default=[16, 64])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=8192, help="in a micro-batch")
-    parser.add_argument("--batches", type=int, default=6, help="measured, the first of which warms up")
+    parser.add_argument("--tokens", type=int, default=8192, help="maximum tokens in a micro-batch")
+    parser.add_argument("--batches", type=int, default=6, help="per measurement; the first warms up")
     parser.add_argument(
-        "--tiny", action="store_true", help="tiny models: checks the script, measures nothing"
+        "--tiny", action="store_true", help="tiny models: checks the script, the numbers mean nothing"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -129,10 +131,10 @@ def main() -> None:
 
 
 def measure_all(options: argparse.Namespace) -> dict[str, Any]:
-    """Every model, rank and engine; r=64 leaves out plain transformers, which r does not change."""
+    """Run every model, rank and engine; plain transformers with the first rank only."""
     import torch
 
-    from lmsys_unsloth.config.environment import environment
+    from lmsys_unsloth.config.environment import describe_environment
 
     rate, each = matmul_rate(), lengths(options)
     cases = []
@@ -157,7 +159,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
                 cases.append(case)
     return {
         "date": str(datetime.date.today()),
-        "env": environment(" ".join(["python benchmarks/gpu.py", *sys.argv[1:]])),
+        "env": describe_environment(" ".join(["python benchmarks/gpu.py", *sys.argv[1:]])),
         "matmul_tflops": rate / 1e12,
         "mean_length": sum(each) / len(each),
         "tokens": options.tokens,

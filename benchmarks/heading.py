@@ -1,16 +1,16 @@
-"""How every result begins: what must be known to get it again."""
+"""The heading of every result: what is needed to reproduce it."""
 
 from __future__ import annotations
 
 import datetime
 import os
 
-from lmsys_unsloth.config.environment import environment
+from lmsys_unsloth.config.environment import describe_environment
 
 
 def heading(title: str, command: str) -> str:
-    """Title, date, commit, command, machine and versions, as Markdown."""
-    env = environment(command)
+    """Return title, date, commit, command, machine and versions as Markdown."""
+    env = describe_environment(command)
     machine = [f"{env['cores']} cores ({env['processor']})", f"{env['memory_gib']} GiB", *env["gpus"]]
     versions = [f"{name} {env['packages'].get(name)}" for name in ("torch", "unsloth", "trl")]
     return (

@@ -1,10 +1,10 @@
-"""How long do all metrics and the report take for 57,477 rows of stored predictions?
+"""Measure how long all metrics and the report take for stored predictions of 57,477 rows.
 
     python benchmarks/report.py            # as many rows as LMSYS's train.csv
     python benchmarks/report.py --rows 5000
 
-Full-length simulated rows; predictions are the true probabilities, disturbed, in five folds, scored both
-ways round. The measured part runs in a process of its own, so that its peak memory is its own.
+The rows are simulated in full length. The predictions are the true probabilities with noise on the logits, in
+five folds and for both orders. The measured part runs in its own process, so that its peak memory is its own.
 Writes ``benchmarks/results/report-DATE.md``.
 """
 
@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -30,45 +31,35 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from heading import heading
 
 LIMIT_SECONDS, LIMIT_GIB = 60, 2.0
+"""Time and peak memory that the measured part should stay below."""
 
 
 def prepare(folder: Path, rows: int) -> None:
-    """``arena.csv`` and ``predictions.parquet`` as a cross-validation over all rows would leave them."""
+    """Write ``arena.csv`` and ``predictions.parquet`` as a cross-validation over all rows would."""
     from lmsys_unsloth.data.arena import simulate
     from lmsys_unsloth.evaluate import predictions
 
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "lmsys_unsloth.simulate",
-            f"rows={rows}",
-            "length=full",
-            f"out={folder / 'arena.csv'}",
-        ],
-        cwd=ROOT,
-        check=True,
-    )
+    settings = [f"rows={rows}", "length=full", f"out={folder / 'arena.csv'}"]
+    subprocess.run([sys.executable, "-m", "lmsys_unsloth.simulate", *settings], cwd=ROOT, check=True)
     arena = simulate(rows, 0, "full")
     random = np.random.default_rng(0)
 
-    def disturbed() -> np.ndarray:
-        logits = np.log(np.array([row.true_probabilities for row in arena])) + random.normal(
-            0, 0.4, (rows, 3)
-        )
-        return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = np.array([row.true_probabilities for row in arena])
+
+    def noisy() -> np.ndarray:
+        return softmax(np.log(truth) + random.normal(0, 0.4, truth.shape), axis=1)
 
     predicted = predictions.Predictions(
         [row.id for row in arena],
         np.arange(rows) % 5,
-        disturbed().astype(np.float32),
+        noisy().astype(np.float32),
         np.array([row.label for row in arena]),
         {
             "group": [str(hash(row.prompts)) for row in arena],
             "share_cut": random.choice([0.0, 0.2, 0.7], rows).tolist(),
         },
     )
-    both = predictions.with_swap(predicted, disturbed()[:, [1, 0, 2]])
+    both = predictions.with_swap(predicted, noisy()[:, [1, 0, 2]])
     predictions.write_predictions(folder / "predictions.parquet", both)
 
 
@@ -97,7 +88,7 @@ def measure(folder: Path) -> None:
     with timed("read predictions.parquet"):
         predicted = predictions.read_predictions(folder / "predictions.parquet")
     with timed("logistic regression, 5 folds"):
-        baseline = baselines.cross_validated(rows, predicted.folds)
+        baseline = baselines.cross_validate(rows, predicted.folds)
     with timed("all metrics"):
         result = metrics.score_predictions(predicted, baseline_probabilities=baseline)
     run = Run(folder)
@@ -105,7 +96,7 @@ def measure(folder: Path) -> None:
         run.training,
         {"learning_curve": [{"step": i, "loss": 1.1 - i / 5000, "learning_rate": 2e-4} for i in range(3000)]},
     )
-    with timed("slices, figures, page.html"):
+    with timed("slices, figures, report.html"):
         page.write_report(run, result, predicted, rows)
     print(
         json.dumps(
@@ -115,7 +106,7 @@ def measure(folder: Path) -> None:
                 "rows": len(rows),
                 "text_mb": text_mb,
                 "html_mb": run.report.stat().st_size / 1e6,
-                "log_loss": result["log_loss"],
+                "log_loss": result.score.log_loss,
             }
         )
     )
@@ -128,7 +119,7 @@ def written(found: dict, command: str) -> str:
     return "\n".join(
         [
             heading("Metrics and report of stored predictions", command),
-            f"{found['rows']:,} full-length rows ({found['text_mb']:.0f} MB of text), each scored both ways.",
+            f"{found['rows']:,} full-length rows ({found['text_mb']:.0f} MB of text), scored in both orders.",
             "",
             "| part | seconds |",
             "|---|---|",

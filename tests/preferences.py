@@ -1,4 +1,4 @@
-"""Preference files and settings for tests."""
+"""Preference files for tests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def read_all(path: Path | str, **options: Any) -> Rows:
-    """:func:`lmsys_unsloth.rows.sources.read_source` with the shipped settings."""
+    """:func:`lmsys_unsloth.data.sources.read_source` with the shipped settings."""
     return read_source(str(path), **({"layout": "auto", "split": "train", "soft_labels": True} | options))
 
 

@@ -117,7 +117,8 @@ def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
         return parse_config(use_prompt_file(settings, _overrides())), [], _output()
     overrides = [o.lstrip("+") for o in _overrides() if o.partition("=")[0] not in _COMMAND_KEYS]
     exchanged = {o.partition("=")[0] for o in overrides if o.partition("=")[0] in _GROUPS}
-    if refused := sorted(exchanged - set(_FREE_GROUPS)):
+    refused = [o for o in overrides if o.partition("=")[0] in exchanged - set(_FREE_GROUPS)]
+    if refused:
         raise UserError(
             f"{', '.join(refused)}: a trained run is scored with its own settings, whole groups can't be "
             "exchanged.\n  Override single values (data.path=FILE), or leave run= out for an untrained model."

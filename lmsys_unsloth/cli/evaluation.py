@@ -79,8 +79,8 @@ def _are_split_from(members: Sequence[Member], rows: Sequence[Comparison]) -> bo
     others = [str(member.run.path) for member in members if member.run.path not in owners]
     if owners and others:
         raise UserError(
-            f"{', '.join(others)}: trained on other data than {owners[0]}.\n  Name runs that were split from the "
-            "same data, or score all of them on another file: data.path=FILE."
+            f"{', '.join(others)}: trained on other data than {owners[0]}.\n  Name runs that were split from "
+            "the same data, or score all of them on another file: data.path=FILE."
         )
     return bool(owners)
 

@@ -8,7 +8,7 @@ from lmsys_unsloth.cli import preflight, preview
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.data.comparison import swap_rows
-from lmsys_unsloth.data.dataset import limited, load_fold
+from lmsys_unsloth.data.dataset import limit_rows, load_fold
 from lmsys_unsloth.data.selection import Overlap, Selection
 from lmsys_unsloth.data.trained_rows import save_trained_rows
 from lmsys_unsloth.model import loading
@@ -25,7 +25,7 @@ def prepare_training(config: Config, run: Run) -> Prepared:
         UserError: whatever can be known to go wrong before weights are loaded.
     """
     loading.require_available(config.model)
-    fold = limited(load_fold(config.data, config.fold, run), config.debug, config.seed)
+    fold = limit_rows(load_fold(config.data, config.fold, run), config.debug, config.seed)
     save_trained_rows(run.training_rows, fold.train)
     encoder = RowEncoder(loading.load_tokenizer(config.model), config.prompt)
     units = swap_rows(fold.train, config.data.swap, config.seed)

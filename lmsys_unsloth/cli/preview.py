@@ -42,7 +42,8 @@ def print_preview(
     for name in columns[0]:
         table.add_row(name, *(column[name] for column in columns))
     console.print(table)
-    console.print(f"leak report: {fold.description['leak']['verdict']}", markup=False)
+    leak = fold.description["leak"]
+    console.print(f"leak report: {'; '.join([leak['verdict'], *leak['warnings']])}", markup=False)
     _print_rows_left_out(console, fold.description)
     if not validation:
         return

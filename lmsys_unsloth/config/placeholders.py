@@ -55,23 +55,23 @@ def form_problems(body: Sequence[object]) -> list[str]:
     return [
         f"item {number} is {item!r}, but must be a text or `each_turn: text`"
         for number, item in enumerate(body)
-        if not isinstance(item, str)
-        and not (isinstance(item, dict) and [*item] == ["each_turn"] and _is_text(item["each_turn"]))
+        if not isinstance(item, str) and not _is_per_turn(item)
     ]
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != ""
+def _is_per_turn(item: object) -> bool:
+    text = item.get("each_turn") if isinstance(item, dict) and len(item) == 1 else None
+    return isinstance(text, str) and text != ""
 
 
 def problems(body: Sequence[str | Mapping[str, str]]) -> list[str]:
     """Problems with the placeholders in a template's body, one line each."""
     found: list[str] = []
     for number, item in enumerate(body):
-        check, text = (
-            (fixed_text_problems, item) if isinstance(item, str) else (_unknown_fields, item["each_turn"])
-        )
-        found += check(f"item {number}", text)
+        if isinstance(item, str):
+            found += fixed_text_problems(f"item {number}", item)
+        else:
+            found += _unknown_fields(f"item {number}", item["each_turn"])
     return found + _coverage_problems([item["each_turn"] for item in body if not isinstance(item, str)])
 
 

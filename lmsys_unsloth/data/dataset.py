@@ -33,7 +33,7 @@ from lmsys_unsloth.data.folds import (
     make_folds,
     save_folds,
 )
-from lmsys_unsloth.data.sources import BadRow, Rows
+from lmsys_unsloth.data.sources import Rows
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def load_fold(config: DataConfig, fold: int, run: Run | None = None) -> FoldData
 
     Raises:
         UserError: as for :func:`load_rows`; rows without labels, a fold that does not exist, an
-            empty fold, too few different prompts, saved folds that do not fit the rows.
+            empty fold, an unknown column in ``group_by``, too few groups, saved folds that do not fit.
     """
     if not 0 <= fold < config.folds:
         raise UserError(
@@ -108,6 +108,7 @@ def load_fold(config: DataConfig, fold: int, run: Run | None = None) -> FoldData
     _require_rows(train, validation, fold)
     admitted, extra_report = leaks.admit_extra(extras, train, validation, config.near_duplicate, columns)
     train += admitted
+    bad = [row for source in (main, *extras) for row in source.bad]
     description = {
         "source": _describe_source(main, config),
         "fingerprint": content,
@@ -115,8 +116,8 @@ def load_fold(config: DataConfig, fold: int, run: Run | None = None) -> FoldData
         "train": {"rows": len(train), "labels": balance(train)},
         "validation": {"rows": len(validation), "labels": balance(validation)},
         "extra": extra_report,
-        "bad_rows": _describe_bad([row for source in (main, *extras) for row in source.bad], config),
-        "leak": _leak_report(main.rows, content, inside, admitted, config.near_duplicate),
+        "bad_rows": {"policy": config.bad_rows, "rows": len(bad), "by_reason": sources.count_reasons(bad)},
+        "leak": _leak_report(main.rows, content, inside, groups, admitted, config.near_duplicate),
     }
     if run is not None:
         save_folds(run.folds, main.rows, folds)
@@ -238,6 +239,7 @@ def _leak_report(
     rows: Sequence[Comparison],
     content: str,
     held_out: NDArray[np.bool_],
+    groups: NDArray[np.int64],
     admitted: Sequence[Comparison],
     threshold: float,
 ) -> dict[str, Any]:
@@ -246,9 +248,10 @@ def _leak_report(
         rows = [*rows, *admitted]
         content = rows_fingerprint(rows)
         held_out = np.r_[held_out, np.zeros(len(admitted), dtype=np.bool_)]
+        groups = np.r_[groups, np.full(len(admitted), -1)]  # admitted rows share no validation row's group
     prompts = _similar("prompts", rows, content, threshold)
     answers = _similar("answers", rows, content, threshold)
-    return leaks.leak_report(rows, held_out, prompts, answers)
+    return leaks.leak_report(rows, held_out, prompts, answers, groups)
 
 
 def _describe_source(main: Rows, config: DataConfig) -> dict[str, Any]:
@@ -283,7 +286,3 @@ def _describe_folds(
         "groups": len(sizes),
         "largest_group": int(sizes.max()),
     }
-
-
-def _describe_bad(bad: Sequence[BadRow], config: DataConfig) -> dict[str, Any]:
-    return {"policy": config.bad_rows, "rows": len(bad), "by_reason": sources.count_reasons(bad)}

@@ -23,7 +23,11 @@ WARNING_SHARE = 0.5
 
 
 def leak_report(
-    rows: Sequence[Comparison], held_out: NDArray[np.bool_], prompts: Similar, answers: Similar
+    rows: Sequence[Comparison],
+    held_out: NDArray[np.bool_],
+    prompts: Similar,
+    answers: Similar,
+    groups: NDArray[np.int64],
 ) -> dict[str, Any]:
     """Count validation rows that repeat a prompt, or a response, of the training rows.
 
@@ -38,6 +42,7 @@ def leak_report(
         held_out: ``[rows]``, true for validation rows.
         prompts: partitions of the rows' ``prompt_text``.
         answers: partitions of all :func:`answer_texts`, row by row.
+        groups: ``[rows]`` groups of rows that should share a fold; saved folds may split them.
 
     Returns:
         ``{"verdict": "...", "warnings": [], "prompts": {"exact": 0, "near": 0, "share_near": 0.0},
@@ -46,10 +51,16 @@ def leak_report(
     owners = np.repeat(np.arange(len(rows)), [len(answer_texts(row)) for row in rows])
     overlap = _overlap(prompts, np.arange(len(rows)), held_out)
     repeated = _overlap(answers, owners, held_out)
-    count = int(held_out.sum())
+    count, split = int(held_out.sum()), int(np.isin(groups[held_out], groups[~held_out]).sum())
+    warnings = answer_warnings(repeated["near"], count)
+    if split > overlap["near"]:
+        warnings.append(
+            f"{split:,} of {count:,} validation rows ({split / count:.0%}) share a value that rows are grouped by "
+            "with training rows; scores may be too good: leave out data.fold_file to make new folds"
+        )
     return {
         "verdict": verdict(overlap["near"], count),
-        "warnings": answer_warnings(repeated["near"], count),
+        "warnings": warnings,
         "prompts": overlap,
         "answers": repeated,
     }
@@ -146,18 +157,13 @@ def admit_extra(
             elif content in contents:
                 counts["already_in_training"] += 1
             else:
-                unique = _with_free_id(row, Path(source.source).stem, ids)
-                counts["renamed_ids"] += unique.id != row.id
+                name = row.id
+                while name in ids:
+                    name = f"{Path(source.source).stem}:{name}"
+                counts["renamed_ids"] += name != row.id
                 counts["used"] += 1
                 contents.add(content)
-                ids.add(unique.id)
-                admitted.append(unique)
+                ids.add(name)
+                admitted.append(dataclasses.replace(row, id=name))
         reports.append({"source": source.source, "rows": len(source.rows), **counts})
     return admitted, reports
-
-
-def _with_free_id(row: Comparison, prefix: str, taken: set[str]) -> Comparison:
-    name = row.id
-    while name in taken:
-        name = f"{prefix}:{name}"
-    return row if name == row.id else dataclasses.replace(row, id=name)

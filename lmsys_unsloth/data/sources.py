@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.core.files import replacing
+from lmsys_unsloth.core.files import write_csv
 from lmsys_unsloth.data import readers, schemas
 from lmsys_unsloth.data.cells import Problem
 from lmsys_unsloth.data.comparison import Comparison
@@ -52,7 +51,7 @@ def read_source(path: str, *, layout: Layout | Literal["auto"], split: str, soft
 
     Args:
         path: a file, or ``hf:owner/name``.
-        layout: ``auto`` or a :data:`lmsys_unsloth.rows.layouts.Layout`.
+        layout: ``auto`` or a :data:`~lmsys_unsloth.data.schemas.Layout`.
         split: of a Hugging Face dataset.
         soft_labels: use the columns that hold probabilities or votes.
 
@@ -108,8 +107,5 @@ def describe_bad_rows(bad: Sequence[BadRow], total: int) -> str:
 
 def save_bad_rows(path: Path, bad: Sequence[BadRow]) -> None:
     """Write ``source, row, id, kinds, reason``, one line per bad row."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("source", "row", "id", "kinds", "reason"))
-        for row in bad:
-            writer.writerow((row.source, row.number, row.id, "; ".join(row.kinds), row.reason))
+    lines = ((row.source, row.number, row.id, "; ".join(row.kinds), row.reason) for row in bad)
+    write_csv(path, ("source", "row", "id", "kinds", "reason"), lines)

@@ -93,7 +93,7 @@ def merge_runs(runs: Sequence[Run], predicted: Sequence[Predictions], *, fit_wei
         merged, fitted = averaging.average_with_fitted_weights(models, _parts(sets, models))
         weights: list[float] | None = fitted.tolist()
     else:
-        merged = concatenate([averaging.average([m.predictions for m in members]) for members in sets])
+        merged = concatenate([averaging.average([m.predictions for m in same]) for same in sets])
         weights = [1 / len(models)] * len(models) if models else None
     names = [[str(member.path) for member in same] for same in sets]
     return Merged(merged, names, weights, _train_prior(members), models)

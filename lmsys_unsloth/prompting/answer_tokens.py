@@ -37,7 +37,12 @@ def find_answer_ids(vocabulary: Vocabulary, prompt: PromptConfig, contexts: Sequ
         answer = getattr(prompt.answers, label)
         ids, *others = [_added_ids(vocabulary, context, answer) for context in contexts]
         if ids is None or any(other != ids for other in others):
-            problems.append(_merge_problem(vocabulary, label, answer, contexts[0]))
+            tail = contexts[0][-12:]
+            before, whole = vocabulary.encode([contexts[0], contexts[0] + answer])
+            problems.append(
+                f"answers.{label} = {answer!r} merges with the text before it: {tail!r} ends in "
+                f"{before[-3:].tolist()}, {tail + answer!r} in {whole[-3:].tolist()}"
+            )
         elif len(ids) > 1 and not prompt.multi_token_answers:
             pieces = ", ".join(f"{vocabulary.decode([i])!r} {i}" for i in ids)
             problems.append(
@@ -56,15 +61,6 @@ def _added_ids(vocabulary: Vocabulary, context: str, answer: str) -> tuple[int, 
     """Ids that the answer adds to those of the context; None if it changes those of the context."""
     before, whole = (tuple(ids.tolist()) for ids in vocabulary.encode([context, context + answer]))
     return whole[len(before) :] if whole[: len(before)] == before and len(whole) > len(before) else None
-
-
-def _merge_problem(vocabulary: Vocabulary, label: str, answer: str, context: str) -> str:
-    before, whole = (ids.tolist() for ids in vocabulary.encode([context, context + answer]))
-    tail = context[-12:]
-    return (
-        f"answers.{label} = {answer!r} merges with the text before it: {tail!r} ends in {before[-3:]}, "
-        f"{tail + answer!r} in {whole[-3:]}"
-    )
 
 
 def _ambiguities(prompt: PromptConfig, found: dict[str, tuple[int, ...]]) -> list[str]:

@@ -33,8 +33,7 @@ class RenderedRow:
     """A row with its prompt."""
 
     comparison: Comparison
-    all_turns: list[Turn]
-    turns: list[Turn] = field(init=False)
+    turns: list[Turn]
     """Turns in the prompt, truncated where needed."""
     text: str = ""
     """The prompt, without BOS."""
@@ -47,8 +46,7 @@ class RenderedRow:
     """How many of those the prompt does not show."""
 
     def __post_init__(self) -> None:
-        self.turns = self.all_turns
-        self.n_characters = sum(len(text) for turn in self.all_turns for text in turn.texts)
+        self.n_characters = sum(len(text) for turn in self.turns for text in turn.texts)
 
 
 class TokenBudget:
@@ -137,9 +135,9 @@ class TokenBudget:
         whole. If a row is still too long, the difference is taken off its budget for another plan.
         """
         limit = self.prompt.max_tokens
-        texts = [text for row in rows for turn in row.all_turns for text in turn.texts]
+        texts = [text for row in rows for turn in row.turns for text in turn.texts]
         tokenized = iter(tokenize_texts(self.vocabulary, texts, enough=limit))
-        pending = [(row, [[*islice(tokenized, 3)] for _ in row.all_turns], limit) for row in rows]
+        pending = [(row, [[*islice(tokenized, 3)] for _ in row.turns], limit) for row in rows]
         while pending:
             for row, turns, budget in pending:
                 self._apply_plan(row, turns, budget)
@@ -147,7 +145,7 @@ class TokenBudget:
             self._count_swapped([row for row, *_ in pending])
             pending = [each for each in pending if each[0].n_tokens > limit]
             for row, _, budget in pending:
-                if budget < 0:  # nothing was left to cut
+                if budget < 0:  # nothing is left to cut
                     raise UserError(
                         f"row {row.comparison.id}: with its texts cut away the prompt still has "
                         f"{row.n_tokens} tokens, above prompt.max_tokens = {limit}. "

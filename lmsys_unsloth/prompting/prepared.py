@@ -1,4 +1,4 @@
-"""Rows made ready for a model: what training, scoring and prediction all start from."""
+"""Encoded rows, from which training, scoring and prediction start."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from lmsys_unsloth.prompting.encoding import EncodedRow, RowEncoder
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows encoded for one model, and how they belong together."""
+    """Rows encoded for one model, with their folds and groups."""
 
     encoder: RowEncoder
     scored: Sequence[EncodedRow]
     """Rows to score, in file order."""
     folds: NDArray[np.int64]
-    """``[scored]``; :data:`~lmsys_unsloth.data.selection.NO_FOLD` for rows that belong to no fold."""
+    """``[scored]``: fold of each row, or :data:`~lmsys_unsloth.data.selection.NO_FOLD`."""
     groups: NDArray[np.int64] | None
-    """``[scored]``: rows that share a prompt share a number. None when a file is scored whole."""
+    """``[scored]``: a number for each group of rows with the same prompt. None if a whole file is scored."""
     train: Sequence[EncodedRow] = ()
-    """Rows to train on, swapped as ``data.swap`` says; empty for commands that do not train."""
+    """Rows to train on, swapped according to ``data.swap``; empty for commands that do not train."""
     unit_sizes: Sequence[int] = ()
-    """How many neighbours in ``train`` share an optimiser step: 2 for a row and its swapped copy."""
+    """Numbers of consecutive rows of ``train`` that must share an optimiser step: 2 for a row and its swapped
+    copy."""
     baseline_rows: Sequence[Comparison] = ()
-    """Training rows of the same data set, from which baselines learn; empty when a file is scored whole."""
+    """Training rows for the baselines; empty if a whole file is scored."""
     overlap: Overlap | None = None
-    """How many rows of the file the scored run was trained on; None where that can't be."""
+    """Numbers of rows that the model was trained on; None if it was trained on none of the file."""

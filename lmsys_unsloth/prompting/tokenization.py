@@ -130,8 +130,8 @@ class Vocabulary:
         for spelling, ids in zip(self.special_tokens, self.encode(list(self.special_tokens)), strict=True):
             if special_ids & set(ids.tolist()):
                 raise UserError(
-                    f"this tokenizer turns the plain text {spelling!r} into a special token whatever it is "
-                    "told,\n  so a conversation could forge the model's markup. "
+                    f"this tokenizer encodes the plain text {spelling!r} as a special token in any "
+                    "case,\n  so a conversation could forge the model's markup. "
                     "Use the model's original tokenizer."
                 )
 

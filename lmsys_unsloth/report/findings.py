@@ -137,7 +137,7 @@ def _compare_with_others(score: Score) -> Iterator[Finding]:
         text = f"The best possible log loss on these simulated rows is {best:.3f}"
         if max(best, score.log_loss) < prior:
             closed = (prior - score.log_loss) / (prior - best)
-            text += f"; the model closes {closed:.0%} of the gap between the class prior and that"
+            text += f"; the model covers {closed:.0%} of the distance from the class prior to it"
         yield Finding(f"{text}.")
 
 
@@ -151,7 +151,7 @@ def _describe_rows(metrics: Metrics, score: Score) -> Iterator[Finding]:
     if metrics.trained_rows is not None and metrics.trained_rows.left_out:
         left_out = metrics.trained_rows.left_out
         rows = "labelled row was" if left_out == 1 else "labelled rows were"
-        yield Finding(f"{left_out:,} {rows} not scored because this model was trained on the same content.")
+        yield Finding(f"{left_out:,} {rows} not scored because this model was trained on them.")
     if score.folds:
         losses = [fold.log_loss for fold in score.folds]
         yield Finding(
@@ -200,9 +200,9 @@ def _describe_probabilities(metrics: Metrics, score: Score) -> Iterator[Finding]
     if swap is not None:
         biased = abs(swap.first_position_bias) > NOTABLE_BIAS or swap.flips > NOTABLE_FLIPS
         yield Finding(
-            f"Being shown {'first' if swap.first_position_bias >= 0 else 'second'} gains a response "
-            f"{abs(swap.first_position_bias):.1%} probability; swapping the responses changes the most "
-            f"probable outcome of {swap.flips:.1%} of {swap.n:,} rows.",
+            f"Being shown {'first' if swap.first_position_bias >= 0 else 'second'} raises a response's "
+            f"probability by {100 * abs(swap.first_position_bias):.1f} percentage points; swapping the "
+            f"responses changes the most probable outcome of {swap.flips:.1%} of {swap.n:,} rows.",
             "bad" if biased else "good",
             "Train with data.swap=both, and average both orders when predicting (eval.swap=average): the "
             "order of the responses matters too much." if biased else None,
@@ -221,7 +221,7 @@ def _describe_slices(score: Score, slices: Slices) -> Iterator[Finding]:
     Slices by outcome or fold are left out: they are no properties of a row that one could act on.
     """
     weak = [
-        (part.log_loss, f"{title.lower()}: {part.name} ({part.log_loss:.3f}, n = {part.n:,})")
+        (part.log_loss, f"{title.lower()}: {part.name} ({part.log_loss:.3f}, {part.n:,} rows)")
         for title, parts in slices.items()
         if title not in ("Outcome", "Fold")
         for part in parts

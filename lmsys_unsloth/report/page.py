@@ -108,7 +108,7 @@ def print_summary(metrics: Metrics, console: Console | None = None) -> None:
     for line in score_lines(metrics.score):
         table.add_row(*line, style="bold" if line[0] == OWN_SCORE else None)
     out = console or Console()
-    out.print(table)
+    out.print(table if metrics.score else title)
     for finding in findings.list_findings(metrics):
         if finding.tone == "bad":
             out.print(f"[bold yellow]![/] {finding.text}", highlight=False)
@@ -183,9 +183,11 @@ def _example(predictions: Predictions, row: Comparison, k: int, cost: float) -> 
 
 
 def _leaks(run: Run) -> list[findings.Finding]:
-    """The verdict of the leak report in ``data.json`` if training and validation rows overlap."""
-    verdict = str(run.data_description().get("leak", {}).get("verdict", ""))
-    return [findings.Finding(verdict, "bad")] if verdict.startswith("LEAK") else []
+    """The verdict of the leak report in ``data.json`` if prompts leak, and its warnings."""
+    leak = run.data_description().get("leak", {})
+    verdict = str(leak.get("verdict", ""))
+    texts = [verdict] * verdict.startswith("LEAK") + leak.get("warnings", [])
+    return [findings.Finding(text, "bad") for text in texts]
 
 
 def _span(slices: Mapping[str, Sequence[Slice]], score: Score | None) -> tuple[float, float]:

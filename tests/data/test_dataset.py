@@ -271,6 +271,22 @@ def test_rows_that_share_a_named_column_share_a_fold(tmp_path: Path) -> None:
     assert _stay_together(topics, _folds(path, tmp_path, group_by=["topic", "author"]))
 
 
+def test_saved_folds_that_split_a_group_are_reported(tmp_path: Path) -> None:
+    path = _with_columns(tmp_path, topic=[f"t{n % 10}" for n in range(30)])
+    _folds(path, tmp_path)
+    saved = str(tmp_path / "run" / "folds.csv")
+    reports = [
+        dataset.load_fold(config(path=path, folds=3, fold_file=saved, group_by=columns), 0).description[
+            "leak"
+        ]
+        for columns in ([], ["topic"])
+    ]
+    assert [report["verdict"] for report in reports] == ["no prompt is in both training and validation"] * 2
+    assert reports[0]["warnings"] == []
+    (warning,) = reports[1]["warnings"]
+    assert "share a value that rows are grouped by with training rows" in warning
+
+
 def test_columns_join_groups_along_chains(tmp_path: Path) -> None:
     odd, thirds = [n // 2 for n in range(30)], [(n + 1) // 2 for n in range(30)]
     path = _with_columns(tmp_path, odd=odd, thirds=thirds)

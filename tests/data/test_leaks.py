@@ -22,7 +22,7 @@ LONG = "Explain to me in plain words how a sailing boat can move against the win
 def _report(rows: Sequence[Comparison], held_out: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
     prompts = find_similar((row.prompt_text for row in rows), 0.8)
     answers = find_similar((text for row in rows for text in answer_texts(row)), 0.8)
-    return leak_report(rows, held_out, prompts, answers)
+    return leak_report(rows, held_out, prompts, answers, prompts.near)
 
 
 def test_overlaps_are_counted_by_validation_row() -> None:

@@ -13,19 +13,20 @@ from preferences import record, write_csv
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.arena import simulate
-from lmsys_unsloth.data.dataset import load_fold
+from lmsys_unsloth.data.dataset import load_fold, load_rows
 from lmsys_unsloth.data.selection import NO_FOLD, Overlap, select_for_trained, select_for_untrained
 from lmsys_unsloth.data.trained_rows import save_trained_rows
+from lmsys_unsloth.simulate import main
 
 SETTINGS = ("data.rows=30", "data.folds=3")
 ROWS = simulate(30, 0, "short")
 NEW = simulate(5, 1, "short")
 
 
-def trained_run(path: Path, fold: int = 0) -> Run:
+def trained_run(path: Path, fold: int = 0, *overrides: str) -> Run:
     """A run directory with the files that say what was trained on."""
     run = Run(path)
-    save_trained_rows(run.training_rows, load_fold(config(*SETTINGS).data, fold, run).train)
+    save_trained_rows(run.training_rows, load_fold(config(*SETTINGS, *overrides).data, fold, run).train)
     return run
 
 
@@ -40,6 +41,26 @@ def test_of_its_own_data_a_run_is_scored_on_its_validation_fold(tmp_path: Path) 
     assert list(selection.rows) == expected.validation and selection.train == expected.train
     assert selection.overlap == Overlap(left_out=len(expected.train), scored=0)
     assert set(selection.folds) == {0} and selection.groups is not None
+
+
+def test_a_copy_of_the_file_under_another_name_is_the_run_s_own_data(tmp_path: Path) -> None:
+    path = tmp_path / "copy.csv"
+    assert main(["rows=30", "length=short", f"out={path}"]) == 0
+    settings = ("data=lmsys", f"data.path={path}")
+    rows = load_rows(config(*SETTINGS, *settings).data)
+    selection = select(tmp_path, rows, *settings)
+    assert [row.id for row in selection.rows] == [row.id for row in select(tmp_path, ROWS).rows]
+    assert set(selection.folds) == {0}
+
+
+def test_extra_rows_that_a_run_was_trained_on_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "extra.csv"
+    assert main(["rows=5", "length=short", "seed=1", f"out={path}"]) == 0
+    run = trained_run(tmp_path / "RUN", 0, f"data.extra=[{path}]")
+    unseen = simulate(3, 2, "short")
+    renamed = [dataclasses.replace(row, id=f"x{n}") for n, row in enumerate(NEW)]
+    selection = select(tmp_path, [*renamed, *unseen], runs=[run])
+    assert list(selection.rows) == unseen and selection.overlap == Overlap(left_out=5, scored=0)
 
 
 def test_of_another_file_trained_rows_are_left_out(tmp_path: Path) -> None:

@@ -27,8 +27,9 @@ def main(architecture: Any, folder: Path) -> None:
     from lmsys_unsloth.model import layers, loading, parity
     from lmsys_unsloth.model.batch import collate
     from lmsys_unsloth.model.decoder import FastDecoder, causal_lm
+    from lmsys_unsloth.model.unsloth_import import import_unsloth
 
-    unsloth = loading.import_unsloth()
+    unsloth = import_unsloth()
     without_gpu(unsloth)
     from gpu.test_fast_path import LORA, random_model
     from training_cases import TRAIN
@@ -43,14 +44,14 @@ def main(architecture: Any, folder: Path) -> None:
     random = np.random.default_rng(0)
     batch = collate([random.integers(3, 30_000, n) for n in (30, 1, 17, 60)], np.eye(3)[[0, 1, 2, 0]])
     kernels = FastDecoder(model, layers.Kernels(fast_rms_layernorm))
-    apart = {}
+    distances = {}
     for checkpointed in (0, 2):
         kernels.checkpointed = checkpointed
-        apart[checkpointed] = parity.distances(kernels, FastDecoder(model), batch, gradients=True)
+        distances[checkpointed] = parity.parity_distances(kernels, FastDecoder(model), batch, gradients=True)
     layer: Any = causal_lm(model).model.layers[0]
     parts = {"apply_qkv": layer.self_attn, "apply_o": layer.self_attn, "forward": layer.mlp}
-    fused = [name for name, module in parts.items() if layers._fused(module, name)]
-    print(json.dumps({"fused": fused, "distances": apart}))
+    fused = [name for name, module in parts.items() if layers.fused_function(module, name)]
+    print(json.dumps({"fused": fused, "distances": distances}))
 
 
 @triton.jit
@@ -59,7 +60,7 @@ def tanh(x):  # type: ignore[no-untyped-def]
 
 
 def without_gpu(unsloth: Any) -> None:
-    """Answers to what unsloth asks the device, and a tanh for the interpreter, which has no CUDA library."""
+    """Replace unsloth's queries of the device, and the tanh of a CUDA library."""
     import unsloth.kernels.geglu
     import unsloth.models.gemma
     import unsloth.models.llama

@@ -1,8 +1,8 @@
-"""How much is computed, counted: the fast path against the model's own forward with its whole LM head.
+"""Operations of the fast decoder against the model's own forward with its whole LM head.
 
-Widths, vocabulary, heads and row lengths are those of Llama 3 8B and Gemma 2 9B divided by 16, so every
-part keeps its share. Models of two and three layers give the cost of one layer and of the rest, and with
-them that of the real depth.
+Widths, vocabulary, heads and row lengths are those of Llama 3 8B and Gemma 2 9B divided by 16, so that every
+part keeps its share. Models of two and three layers give the cost of one layer and of the rest, from which
+that of the real depth follows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import Architecture, tiny_model
+from tiny import ANSWERS, Architecture, tiny_model
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
@@ -24,7 +24,6 @@ from lmsys_unsloth.model.answer_head import answer_loss, answer_probabilities
 from lmsys_unsloth.model.batch import Batch, collate
 from lmsys_unsloth.model.decoder import FastDecoder
 
-ANSWERS = ((11,), (29,), (173,))
 ROW = 1100 // 16
 SHAPES: dict[Architecture, dict[str, int]] = {
     "llama": dict(
@@ -51,7 +50,7 @@ def batch(architecture: Architecture) -> Batch:
 
 
 def flops(run: Callable[[], Tensor], *, backward: bool) -> int:
-    """Matrix products only; attention as products too, which is how the counter sees all of it."""
+    """Count the operations of matrix products, attention's included."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = run()
         if backward:
@@ -59,9 +58,13 @@ def flops(run: Callable[[], Tensor], *, backward: bool) -> int:
     return int(counter.get_total_flops())
 
 
-def ordinary(model: Any, rows: Batch) -> Tensor:
+def padded(rows: Batch) -> Tensor:
+    return pad_sequence(list(torch.split(rows.input_ids, list(rows.lengths))), batch_first=True)
+
+
+def model_loss(model: Any, rows: Batch) -> Tensor:
     """The model's own forward and next-token loss at the slot: logits at every position."""
-    ids = pad_sequence(list(torch.split(rows.input_ids, list(rows.lengths))), batch_first=True)
+    ids = padded(rows)
     labels = torch.full_like(ids, -100)
     labels[:, -1] = torch.tensor([ANSWERS[0][0], ANSWERS[1][0], ANSWERS[2][0]])
     logits = model(input_ids=ids).logits.float()
@@ -81,7 +84,7 @@ def test_training_computes_less(architecture: Architecture, limit: float, kind: 
         architecture,
         lambda model: flops(lambda: answer_loss(FastDecoder(model), rows, ANSWERS, kind), backward=True),
     )
-    whole = at_full_depth(architecture, lambda model: flops(lambda: ordinary(model, rows), backward=True))
+    whole = at_full_depth(architecture, lambda model: flops(lambda: model_loss(model, rows), backward=True))
     assert 0.8 < fast / whole <= limit
 
 
@@ -96,17 +99,13 @@ def test_scoring_computes_less(architecture: Architecture, limit: float) -> None
             ),
         )
         whole = at_full_depth(
-            architecture, lambda model: flops(lambda: model(input_ids=_padded(rows)).logits, backward=False)
+            architecture, lambda model: flops(lambda: model(input_ids=padded(rows)).logits, backward=False)
         )
     assert 0.8 < fast / whole <= limit
 
 
-def _padded(rows: Batch) -> Tensor:
-    return pad_sequence(list(torch.split(rows.input_ids, list(rows.lengths))), batch_first=True)
-
-
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_a_frozen_bottom_half_saves_its_backward_pass(architecture: Architecture) -> None:
+def test_frozen_lower_layers_save_their_backward_pass(architecture: Architecture) -> None:
     rows, whole = batch(architecture), adapted(architecture, 8)
     total = flops(lambda: answer_loss(FastDecoder(whole), rows, ANSWERS, "answers"), backward=True)
     for name, parameter in whole.named_parameters():

@@ -1,4 +1,4 @@
-"""The fast decoder calls unsloth's kernels as they want to be called; Triton's interpreter runs them."""
+"""The fast decoder calls unsloth's kernels correctly; Triton's interpreter runs them without a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import Architecture
+import torch
+from tiny import Architecture, tolerance
 
 TESTS = Path(__file__).resolve().parent
 
@@ -29,6 +30,10 @@ def test_unsloths_kernels_give_what_plain_pytorch_gives(architecture: Architectu
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["fused"] == ["apply_qkv", "apply_o", "forward"], "unsloth's names for what it fuses"
-    for checkpointed, apart in found["distances"].items():
-        assert len(apart) == 2 and max(apart) < 0.004, f"float16, {checkpointed} layers checkpointed"
+    assert found["fused"] == ["apply_qkv", "apply_o", "forward"], (
+        "the functions that unsloth replaced by fused ones"
+    )
+    # Hidden states and gradients in float16 with sums in float32: what is stored is rounded, layer by layer.
+    rounding = tolerance(torch.float16, terms=1, products=1)
+    for checkpointed, distances in found["distances"].items():
+        assert len(distances) == 2 and max(distances) < rounding, f"{checkpointed} layers checkpointed"

@@ -31,8 +31,6 @@ from lmsys_unsloth.config.schema import ModelConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import loading
 
-pytestmark = pytest.mark.numeric
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -57,6 +55,7 @@ def with_dequantised_weights(architecture: Architecture, quantised: Any) -> Any:
     return plain
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_four_bits_equal_their_dequantised_weights(architecture: Architecture, tmp_path: Path) -> None:
     quantised, rows = loading.load_model(saved(architecture, tmp_path)), random_rows()
@@ -69,6 +68,7 @@ def test_four_bits_equal_their_dequantised_weights(architecture: Architecture, t
     torch.testing.assert_close(probabilities(quantised, rows), expected, atol=tolerance(), rtol=0)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_four_bits_with_adapters_equal_their_dequantised_weights(
     architecture: Architecture, tmp_path: Path
@@ -104,6 +104,7 @@ def test_a_hub_out_of_reach_names_both_remedies(monkeypatch: pytest.MonkeyPatch,
         loading.local_folder(config, weights=True)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_resident_weights_are_the_same_values(architecture: Architecture, tmp_path: Path) -> None:
     config = saved(architecture, tmp_path)
@@ -153,6 +154,7 @@ except UserError as error:
     assert done.stdout.startswith("[] model=llama3 needs unsloth/llama-3-8b-Instruct-bnb-4bit"), done
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("resident", ["4bit", "bf16"])
 def test_exchanged_adapters_give_what_a_fresh_base_model_gives(resident: str, tmp_path: Path) -> None:
     config, rows = saved("llama", tmp_path / "model", resident=resident), random_rows()

@@ -39,13 +39,13 @@ def _prepare(cache: Path) -> None:
     smollm2.prepare(cache)
 
 
-def _whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     names = {file.name for file in folder.iterdir()}
     return {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
 
 
 @pytest.mark.slow
-def test_two_at_once_and_a_kill_leave_no_half_file(tmp_path: Path) -> None:
+def test_concurrent_and_killed_conversions_leave_no_incomplete_folder(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     killed = spawn.Process(target=_prepare, args=(tmp_path,))
     killed.start()
@@ -63,8 +63,8 @@ def test_two_at_once_and_a_kill_leave_no_half_file(tmp_path: Path) -> None:
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]
-    assert _whole(smollm2.prepare(tmp_path))
-    assert not list(tmp_path.glob(".smollm2-*")), "what the kill left behind is cleared away"
+    assert _is_complete(smollm2.prepare(tmp_path))
+    assert not list(tmp_path.glob(".smollm2-*")), "the killed process's folder is removed"
 
 
 def test_a_missing_package_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -170,18 +170,19 @@ def test_a_row_at_the_limit_is_not_truncated_and_one_above_is() -> None:
     assert short.n_cut > 0
 
 
-def test_a_row_and_its_swapped_copy_of_more_tokens_are_truncated_alike() -> None:
-    """``Tie`` is one token after a space, two after a colon, so the order of responses changes the count."""
-    turns = {"each_turn": "{prompt}\nA:{response_a}\nB: {response_b}\n"}
+@pytest.mark.parametrize("response_b", ["Tie", "100200"])
+def test_a_row_and_its_swapped_copy_of_more_tokens_are_truncated_alike(response_b: str) -> None:
+    """The headings change the tokens of ``Tie`` (fewer after a space) and ``100200`` (more after a digit)."""
+    turns = {"each_turn": "{prompt}\nA1 {response_a}\nB1{response_b}\n"}
     prompt = template("v2", body=[turns, "### Best response:"])
-    row = Comparison("1", ("word " * 40,), ("yes",), ("Tie",))
+    row = Comparison("1", ("word " * 40,), ("yes",), (response_b,))
     both = [row, row.swapped()]
-    lengths = [len(each.input_ids) for each in RowEncoder(small_llama3(), prompt).encode(both)]
-    assert lengths[0] < lengths[1]
-    for limit in range(lengths[0] - 5, lengths[1] + 1):
+    short, long = sorted(len(each.input_ids) for each in RowEncoder(small_llama3(), prompt).encode(both))
+    assert short < long
+    for limit in range(short - 5, long + 1):
         limited = RowEncoder(small_llama3(), prompt.model_copy(update={"max_tokens": limit}))
         one, other = limited.encode(both)
-        assert one.n_cut == other.n_cut and (one.n_cut > 0) == (limit < lengths[1])
+        assert one.n_cut == other.n_cut and (one.n_cut > 0) == (limit < long)
         assert max(len(one.input_ids), len(other.input_ids)) <= limit
 
 
@@ -243,8 +244,8 @@ def test_more_of_a_text_is_tokenised_until_both_ends_have_enough_tokens(
 
 def test_token_boundaries_near_the_ends_are_those_of_the_whole_text() -> None:
     vocabulary = encoder("smollm2", "v2").vocabulary
-    for length in range(9990, 10_000):  # windows end at various characters of a word
-        text = ("internationalisation of incomprehensibilities, " * 250)[:length]
+    for first in range(10):  # the windows end at various characters of a word
+        text = ("internationalisation of incomprehensibilities, " * 250)[first : first + 9995]
         (whole,) = vocabulary.offsets([text])
         ends = tokenize_texts(vocabulary, [text], enough=50)[0]
         assert 50 < len(ends.starts) < len(whole) and 50 < len(ends.ends) < len(whole)

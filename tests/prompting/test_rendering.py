@@ -77,13 +77,14 @@ def test_chat_markup_is_that_of_the_tokenizers_chat_template(name: str) -> None:
     assert row.input_ids.tolist() == chat["input_ids"]
 
 
-@pytest.mark.parametrize("name", SMALL_TOKENIZERS)
+@pytest.mark.parametrize("name", ["small-llama3", "small-gemma2"])
 def test_space_at_the_ends_of_a_chat_message_is_stripped_as_by_the_chat_template(name: str) -> None:
     body = ["\n \nCompare:\n", {"each_turn": "{prompt}|{response_a}|{response_b}\n"}, "Which is better?\n\n"]
     made = RowEncoder(tokenizer(name), template("v4", body=body, system=None))
     message = "\n \nCompare:\nHi|Hello!|Yo\nMore?|No.|Yes.\nWhich is better?\n\n"
-    messages = [{"role": "user", "content": message if name != "smollm2" else message.strip()}]
-    chat = tokenizer(name).apply_chat_template(messages, add_generation_prompt=True)
+    chat = tokenizer(name).apply_chat_template(
+        [{"role": "user", "content": message}], add_generation_prompt=True
+    )
     assert made.encode([ROW])[0].input_ids.tolist() == chat["input_ids"]
 
 

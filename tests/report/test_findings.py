@@ -56,7 +56,7 @@ def test_a_good_model():
     said = texts(m)
     assert "clearly better than the class prior" in said
     assert "It beats a logistic regression" in said and "due to chance" not in said
-    assert "of the gap between the class prior" in said
+    assert "of the distance from the class prior" in said
     assert "neither over- nor underconfident" in said
     assert "leaderboard" not in said  # simulated rows have none
     assert tones(m)[:2] == ["good", "good"]
@@ -92,7 +92,7 @@ def test_position_bias():
     p, labels, _ = known_case()
     swap = SwapConsistency(n=3000, mean_shift=0.2, flips=0.3, first_position_bias=-0.05)
     m = dataclasses.replace(metrics.compute_metrics(p, labels), swap=swap)
-    assert "Being shown second gains a response 5.0% probability" in texts(m)
+    assert "Being shown second raises a response's probability by 5.0 percentage points" in texts(m)
     assert "changes the most probable outcome of 30.0% of 3,000 rows" in texts(m)
     assert any("data.swap=both" in tip for tip in suggestions(m))
 
@@ -131,7 +131,7 @@ def test_weak_slices_and_truncation():
         "Outcome": [part("tie", 0.5)],
     }
     said = texts(m, slices)
-    assert f"above average on share truncated: half or more cut ({loss + 0.2:.3f}, n = 50)." in said
+    assert f"above average on share truncated: half or more cut ({loss + 0.2:.3f}, 50 rows)." in said
     assert any("larger prompt.max_tokens" in tip for tip in suggestions(m, slices))
 
 
@@ -172,7 +172,7 @@ def test_training_rows_that_were_left_out_are_counted():
     p, labels, _ = known_case()
     scored = metrics.compute_metrics(p, labels)
     m = dataclasses.replace(scored, trained_rows=Overlap(left_out=1234, scored=0))
-    assert "1,234 labelled rows were not scored because this model was trained on" in texts(m)
+    assert "1,234 labelled rows were not scored because this model was trained on them." in texts(m)
     assert findings.headline(m) == findings.headline(scored) and tones(m)[0] == "good"
     none = dataclasses.replace(scored, trained_rows=Overlap(left_out=0, scored=0))
     assert texts(none) == texts(scored)
