@@ -54,6 +54,7 @@ def trained(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return cwd / "RUN"
 
 
+@pytest.mark.slow
 def test_a_run_directory_holds_what_the_readme_says(trained: Path, tiny_folder: Path) -> None:
     names = {str(file.relative_to(trained)) for file in trained.rglob("*") if file.is_file()}
     assert {
@@ -83,82 +84,30 @@ def test_a_run_directory_holds_what_the_readme_says(trained: Path, tiny_folder: 
     assert not (trained.parent / "unsloth_compiled_cache").exists()
 
 
+@pytest.mark.slow
 def test_wandb_goes_offline_without_a_question(trained: Path) -> None:
     (offline,) = (trained / "wandb").glob("offline-run-*")
     assert offline.name.endswith((trained / "wandb_id").read_text())
 
 
-def test_scoring_again_gives_the_same_probabilities(trained: Path) -> None:
-    run("eval.py", "run=RUN", "hydra.run.dir=AGAIN", cwd=trained.parent)
-    columns = ["id", "p_a", "p_b", "p_tie"]
-    first, second = (
-        pd.read_parquet(trained.parent / name / "predictions.parquet")[columns] for name in ("RUN", "AGAIN")
-    )
-    assert first["id"].tolist() == second["id"].tolist()
-    pd.testing.assert_frame_equal(first, second, check_exact=True)
-
-
-def test_swap_averaging_is_symmetric_and_reported(trained: Path) -> None:
-    run("eval.py", "run=RUN", "eval.swap=average", "hydra.run.dir=SWAP", cwd=trained.parent)
-    once, twice = (pd.read_parquet(trained.parent / name / "predictions.parquet") for name in ("RUN", "SWAP"))
-    forward = twice[["p_forward_a", "p_forward_b", "p_forward_tie"]].to_numpy()
-    back = twice[["p_swap_a", "p_swap_b", "p_swap_tie"]].to_numpy()
-    np.testing.assert_array_equal(forward, once[["p_a", "p_b", "p_tie"]])
-    np.testing.assert_allclose(twice[["p_a", "p_b", "p_tie"]], (forward + back) / 2, atol=1e-6)
-    assert "swap" in json.loads((trained.parent / "SWAP" / "metrics.json").read_text())
-    run("eval.py", "run=RUN", "eval.swap=uncertain", "hydra.run.dir=SOME", cwd=trained.parent)
-    some = pd.read_parquet(trained.parent / "SOME" / "predictions.parquet")
-    assert some["p_swap_a"].notna().sum() == round(0.25 * len(some))
-    speed = json.loads((trained.parent / "SOME" / "metrics.json").read_text())["scoring"]
-    assert 0 < speed["swap_seconds"] < speed["seconds"] and speed["swap_seconds_saved"] >= 0
-
-
-def test_unlabelled_rows_give_a_submission(trained: Path) -> None:
-    texts = {"prompt": '["Hi"]', "response_a": '["Hello"]', "response_b": '["Yo"]'}
-    frame = pd.DataFrame([{"id": str(i), **texts} for i in (9, 3, 7)])
-    frame.to_csv(trained.parent / "test.csv", index=False)
-    run("eval.py", "run=RUN", "data.path=test.csv", "hydra.run.dir=TEST", cwd=trained.parent)
-    submission = pd.read_csv(trained.parent / "TEST" / "submission.csv")
-    assert list(submission.columns) == ["id", "winner_model_a", "winner_model_b", "winner_tie"]
-    assert submission["id"].tolist() == [9, 3, 7]
-    np.testing.assert_allclose(submission.iloc[:, 1:].sum(axis=1), 1, atol=1e-6)
-    report = (trained.parent / "TEST" / "report.html").read_text()
-    assert "no labelled rows: predictions only" in report and "least certain" in report
-    assert json.loads((trained.parent / "TEST" / "metrics.json").read_text())["n_unlabelled"] == len(
-        submission
-    )
-
-
-def test_an_untrained_model_can_be_scored(trained: Path, tiny_folder: Path) -> None:
-    done = run(
-        "eval.py", *SMALL[:2], f"model.path={tiny_folder}", "fold=1", "hydra.run.dir=ZERO", cwd=trained.parent
-    )
-    assert "log loss" in done.stdout
-    assert set(pd.read_parquet(trained.parent / "ZERO" / "predictions.parquet")["fold"]) == {1}
-
-
 @pytest.mark.slow
-def test_a_sweep_keeps_its_jobs_apart_and_its_folds_merge(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_sweep_keeps_its_jobs_apart_and_needs_every_fold_to_merge(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     arguments = [*SMALL, f"model.path={tiny_folder}", "logger=wandb", "hydra.sweep.dir=SWEEP"]
-    run("train.py", "-m", "prompt=v1,v2", "fold=0,1,2", *arguments, cwd=tmp_path)
+    run("train.py", "-m", "prompt=v1,v2", "fold=0,1", *arguments, cwd=tmp_path)
     jobs = sorted((tmp_path / "SWEEP").glob("[0-9]-*"))
     assert [job.name for job in jobs] == [
-        f"{3 * p + fold}-smollm2-{prompt}-fold{fold}"
+        f"{2 * p + fold}-smollm2-{prompt}-fold{fold}"
         for p, prompt in enumerate(("v1", "v2"))
-        for fold in range(3)
+        for fold in (0, 1)
     ]
     ids = {(job / "wandb_id").read_text() for job in jobs}
-    assert len(ids) == 6 and all(len(list((job / "wandb").glob("offline-run-*"))) == 1 for job in jobs)
+    assert len(ids) == 4 and all(len(list((job / "wandb").glob("offline-run-*"))) == 1 for job in jobs)
     assert {json.loads((job / "env.json").read_text())["command"] for job in jobs}
     answers = [json.loads((job / "samples.json").read_text())[0]["answer_ids"] for job in jobs]
     assert answers[0] == [[49], [50], [36521]] and answers[-1] == [[330], [389], [47832]]
-
-    folds = ",".join(str(job) for job in jobs[3:])
-    done = run("eval.py", f"runs=[{folds}]", "hydra.run.dir=CV", cwd=tmp_path)
-    assert "log loss" in done.stdout
-    merged = pd.read_parquet(tmp_path / "CV" / "predictions.parquet")
-    assert len(merged) == merged["id"].nunique() == 60
-    missing = run("eval.py", f"runs=[{jobs[3]},{jobs[4]}]", cwd=tmp_path, status=2)
+    missing = run("eval.py", f"runs=[{jobs[2]},{jobs[3]}]", cwd=tmp_path, status=2)
     assert "rows are missing from these runs" in missing.stderr
 
 
@@ -230,6 +179,7 @@ def test_an_unreachable_hub_names_both_remedies_before_slow_imports(tmp_path: Pa
     assert not {"unsloth", "transformers"} & imported(done.stderr)
 
 
+@pytest.mark.slow
 def test_a_command_s_own_settings_hold_for_a_trained_run(trained: Path) -> None:
     """Values of ``eval``, and the groups ``logger`` and ``debug``; its model can not be exchanged."""
     cwd = trained.parent

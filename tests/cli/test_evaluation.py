@@ -176,12 +176,47 @@ def test_rows_of_extra_data_count_as_trained(folder: Path, tmp_path: Path) -> No
         assert len(read_predictions(output.predictions)) == 12 - used
 
 
-def test_unlabelled_rows_are_all_predicted(folder: Path, tmp_path: Path) -> None:
+def test_unlabelled_rows_are_all_predicted_and_give_a_submission(folder: Path, tmp_path: Path) -> None:
     winners = ("winner_model_a", "winner_model_b", "winner_tie")
     lines = [{k: v for k, v in line.items() if k not in winners} for line in read(folder / "train.csv")]
     copy, output = write(tmp_path / "test.csv", lines), Run(tmp_path / "eval")
     evaluation.evaluate_run(member(folder, "fold0", f"data.path={copy}"), output)
-    assert len(read(output.submission)) == ROWS
+    submission = read(output.submission)
+    assert list(submission[0]) == ["id", *winners]
+    assert [line["id"] for line in submission] == [line["id"] for line in lines]
+    sums = [sum(float(line[name]) for name in winners) for line in submission]
+    np.testing.assert_allclose(sums, 1, atol=1e-6)
+    assert stored_metrics(output)["n_unlabelled"] == ROWS
+    report = output.report.read_text()
+    assert "no labelled rows: predictions only" in report and "least certain" in report
+
+
+def test_an_untrained_model_is_scored_on_the_fold(folder: Path, tmp_path: Path) -> None:
+    evaluation.evaluate_untrained(settings(folder, "fold=1"), Run(tmp_path))
+    predicted = read_predictions(Run(tmp_path).predictions)
+    assert list(predicted.ids) == validation_ids(folder, 1) and set(predicted.folds.tolist()) == {1}
+
+
+def test_swapped_responses_are_averaged(folder: Path, tmp_path: Path) -> None:
+    once = read_predictions(Run(folder / "fold0").predictions)
+    evaluation.evaluate_run(member(folder, "fold0", "eval.swap=average"), Run(tmp_path / "all"))
+    twice = read_predictions(Run(tmp_path / "all").predictions)
+    forward, back = (
+        np.array([twice.extra[f"p_{view}_{name}"] for name in ("a", "b", "tie")]).T
+        for view in ("forward", "swap")
+    )
+    np.testing.assert_array_equal(forward, once.probabilities)
+    np.testing.assert_allclose(twice.probabilities, (forward + back) / 2, atol=1e-6)
+    assert stored_metrics(Run(tmp_path / "all"))["swap"]["n"] == len(once)
+
+
+def test_only_the_least_certain_rows_are_swapped(folder: Path, tmp_path: Path) -> None:
+    evaluation.evaluate_run(member(folder, "fold0", "eval.swap=uncertain"), Run(tmp_path))
+    predicted = read_predictions(Run(tmp_path).predictions)
+    swapped = [value is not None for value in predicted.extra["p_swap_a"]]
+    assert sum(swapped) == round(0.25 * len(predicted))
+    speed = stored_metrics(Run(tmp_path))["scoring"]
+    assert 0 < speed["swap_seconds"] < speed["seconds"] and speed["swap_seconds_saved"] >= 0
 
 
 def test_folds_are_merged_from_stored_predictions(
