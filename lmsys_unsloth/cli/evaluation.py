@@ -75,7 +75,8 @@ def evaluate_runs(members: Sequence[Member], output: Run) -> Outcome:
 
 def _are_split_from(members: Sequence[Member], rows: Sequence[Comparison]) -> bool:
     """Whether ``rows`` are the data set of all members; an error if of some only."""
-    owners = [member.run.path for member in members if is_split_from(member.run, rows)]
+    fingerprint = rows_fingerprint(rows)
+    owners = [member.run.path for member in members if is_split_from(member.run, fingerprint)]
     others = [str(member.run.path) for member in members if member.run.path not in owners]
     if owners and others:
         raise UserError(

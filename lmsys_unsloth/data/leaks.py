@@ -55,8 +55,8 @@ def leak_report(
     warnings = answer_warnings(repeated["near"], count)
     if split > overlap["near"]:
         warnings.append(
-            f"{split:,} of {count:,} validation rows ({split / count:.0%}) share a value that rows are grouped by "
-            "with training rows; scores may be too good: leave out data.fold_file to make new folds"
+            f"{split:,} of {count:,} validation rows ({split / count:.0%}) share a value that rows are "
+            "grouped by with training rows; scores may be too good: leave out data.fold_file"
         )
     return {
         "verdict": verdict(overlap["near"], count),

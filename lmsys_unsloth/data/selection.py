@@ -80,10 +80,11 @@ def select_for_trained(
     include = config.eval.trained_rows == "include"
     trained = _load_trained_rows(runs, optional=include)
     source, names = config.data.path or config.data.name, ", ".join(str(run.path) for run in runs)
-    if include or len(runs) > 1 or not is_split_from(runs[0], rows):
+    fingerprint = rows_fingerprint(rows)
+    if include or len(runs) > 1 or not is_split_from(runs[0], fingerprint):
         selection = _whole_file(rows)
         description = {"path": source, "rows": len(rows)}
-        write_json(output.data, {"fingerprint": rows_fingerprint(rows), "source": description})
+        write_json(output.data, {"fingerprint": fingerprint, "source": description})
     else:
         folds = {"fold_file": str(runs[0].folds)}
         selection = _validation_fold(
@@ -112,10 +113,9 @@ def select_for_trained(
     return dataclasses.replace(selection, overlap=Overlap(left_out=len(used), scored=0))
 
 
-def is_split_from(run: Run, rows: Sequence[Comparison]) -> bool:
-    """Whether ``rows`` are the data set whose folds the run saved, by content and not by file name."""
-    known = run.data_description().get("fingerprint")
-    return known is not None and known == rows_fingerprint(rows)
+def is_split_from(run: Run, fingerprint: str) -> bool:
+    """Whether the run saved folds of the rows with this fingerprint, whatever their file was called."""
+    return bool(run.data_description().get("fingerprint") == fingerprint)
 
 
 def _load_trained_rows(runs: Sequence[Run], optional: bool) -> TrainedRows | None:

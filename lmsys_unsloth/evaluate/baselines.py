@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.evaluate.calibration import Floats, Ints
+from lmsys_unsloth.evaluate.predictions import label_array
 
 FEATURES = (
     "length",
@@ -50,20 +51,17 @@ def logistic_regression(train: Sequence[Comparison], validation: Sequence[Compar
         Probabilities ``[validation, 3]``: the class prior for every row when the training rows have a single
         outcome or there are none.
     """
-    known = [row for row in train if row.label is not None]
-    return _fit_and_predict(features(known), _labels(known), features(validation))
+    labels = label_array(train)
+    return _fit_and_predict(features(train)[labels >= 0], labels[labels >= 0], features(validation))
 
 
 def cross_validate(rows: Sequence[Comparison], folds: Sequence[int] | NDArray[Any]) -> Floats:
     """Predict each fold ``[rows, 3]`` with a logistic regression fitted on all other folds."""
-    folds = np.asarray(folds)
-    labelled = np.array([row.label is not None for row in rows], dtype=bool)
-    matrix = features(rows)
+    folds, labels, matrix = np.asarray(folds), label_array(rows), features(rows)
     probabilities = np.empty((len(rows), 3))
     for fold in np.unique(folds):
-        train = labelled & (folds != fold)
-        labels = _labels([rows[k] for k in np.flatnonzero(train).tolist()])
-        probabilities[folds == fold] = _fit_and_predict(matrix[train], labels, matrix[folds == fold])
+        train, held_out = (folds != fold) & (labels >= 0), folds == fold
+        probabilities[held_out] = _fit_and_predict(matrix[train], labels[train], matrix[held_out])
     return probabilities
 
 
@@ -77,10 +75,6 @@ def class_prior(labels: NDArray[Any]) -> Floats:
     if (counts == 0).any():
         counts += 1
     return np.asarray(counts / counts.sum(), dtype=np.float64)
-
-
-def _labels(rows: Sequence[Comparison]) -> Ints:
-    return np.array([row.label for row in rows], dtype=np.int64)
 
 
 def _fit_and_predict(train: Floats, labels: Ints, validation: Floats) -> Floats:

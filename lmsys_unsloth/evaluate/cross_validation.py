@@ -85,7 +85,8 @@ def merge_runs(runs: Sequence[Run], predicted: Sequence[Predictions], *, fit_wei
             [(member.path, (member.data.get("folds") or {}).get("fingerprint")) for member in members],
             "divide the rows into folds differently",
             "A row held out by one would be in another's training rows. Train all folds with the same "
-            "data.folds, data.fold_seed and data.near_duplicate, or with data.fold_file=RUN/folds.csv.",
+            "data.folds, data.fold_seed, data.near_duplicate and data.group_by, or with "
+            "data.fold_file=RUN/folds.csv.",
         )
         _require_all_rows(runs[0], [id for same in sets for id in same[0].predictions.ids])
     models = _models(sets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import replacing
-from lmsys_unsloth.data.comparison import LABELS
+from lmsys_unsloth.data.comparison import LABELS, Comparison
 
 UNLABELLED = -1
 """Label of a row whose outcome is unknown."""
@@ -85,6 +85,11 @@ class Predictions:
             self.labels[positions],
             {name: [values[i] for i in positions] for name, values in self.extra.items()},
         )
+
+
+def label_array(rows: Iterable[Comparison]) -> NDArray[np.int64]:
+    """Labels ``[rows]`` of comparisons, :data:`UNLABELLED` where the outcome is unknown."""
+    return np.array([UNLABELLED if row.label is None else row.label for row in rows], dtype=np.int64)
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:

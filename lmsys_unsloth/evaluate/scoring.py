@@ -17,7 +17,7 @@ from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.core.progress import progress
 from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.evaluate import predictions
-from lmsys_unsloth.evaluate.predictions import UNLABELLED, Predictions
+from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.evaluate.scores import ScoringSpeed
 from lmsys_unsloth.model import memory
 from lmsys_unsloth.model.answer_head import answer_probabilities
@@ -144,6 +144,6 @@ def _to_predictions(
         ids=[row.id for row in rows],
         folds=folds,
         probabilities=probabilities,
-        labels=np.array([UNLABELLED if row.label is None else row.label for row in rows], dtype=np.int64),
+        labels=predictions.label_array(rows),
         extra=extra,
     )

@@ -56,7 +56,7 @@ def training_overlap(metrics: Metrics) -> str | None:
     """How many scored rows the model was trained on, as a clause; None when it was trained on none."""
     if metrics.score is None or metrics.trained_rows is None or metrics.trained_rows.scored == 0:
         return None
-    scored, rows = metrics.trained_rows.scored, f"{metrics.score.n + metrics.n_unlabelled:,} scored rows"
+    scored, rows = metrics.trained_rows.scored, f"{metrics.score.n:,} scored rows"
     if scored is None:
         return f"an unknown number of the {rows} may have been used to train this model"
     return f"{scored:,} of the {rows} {'was' if scored == 1 else 'were'} used to train this model"

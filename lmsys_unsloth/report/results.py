@@ -39,8 +39,8 @@ def report_scoring(
     rows = [row.comparison for row in prepared.scored]
     prior = regression = None
     if prepared.baseline_rows:
-        labels = [row.label for row in prepared.baseline_rows if row.label is not None]
-        prior = baselines.class_prior(np.array(labels, dtype=np.int64))
+        labels = predictions.label_array(prepared.baseline_rows)
+        prior = baselines.class_prior(labels[labels != predictions.UNLABELLED])
         regression = baselines.logistic_regression(prepared.baseline_rows, rows)
     return report_results(
         run,

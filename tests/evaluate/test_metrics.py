@@ -108,8 +108,9 @@ def test_smooth_calibration_error_of_known_cases():
     outcome = (np.arange(1000) < 300).astype(float)
     assert calibration.smooth_calibration_error(constant, outcome) == pytest.approx(0.3, abs=1e-3)
     random = np.random.default_rng(0)
-    honest = random.random(20000)
-    assert calibration.smooth_calibration_error(honest, (random.random(20000) < honest).astype(float)) < 0.02
+    calibrated = random.random(20000)
+    outcomes = (random.random(20000) < calibrated).astype(float)
+    assert calibration.smooth_calibration_error(calibrated, outcomes) < 0.02
     sure = (random.random(20000) < 0.5).astype(float)
     assert calibration.smooth_calibration_error(sure, sure) < 1e-3
     assert calibration.smooth_calibration_error(sure, 1 - sure) > 0.4

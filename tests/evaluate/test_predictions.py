@@ -1,4 +1,4 @@
-"""Predictions survive the disk, and submissions are what Kaggle expects."""
+"""Predictions are read as they were written, and submissions are what Kaggle expects."""
 
 from __future__ import annotations
 
@@ -87,16 +87,16 @@ def test_submission_refuses_an_id_twice(tmp_path):
     assert not (tmp_path / "s.csv").exists()
 
 
-def test_swap_average_turns_the_exchanged_answer_back():
+def test_swapped_probabilities_are_returned_to_the_original_order():
     p = Predictions(["x"], np.zeros(1, int), np.array([[0.6, 0.3, 0.1]], np.float32), np.array([0]))
-    both = predictions.with_swap(p, np.array([[0.5, 0.4, 0.1]]))  # the bot shown second is now A
+    both = predictions.with_swap(p, np.array([[0.5, 0.4, 0.1]]))  # A is shown second
     np.testing.assert_allclose(both.probabilities, [[0.5, 0.4, 0.1]], atol=1e-6)
     forward, swapped = predictions.swap_views(both)
     np.testing.assert_allclose(forward, [[0.6, 0.3, 0.1]], atol=1e-6)
     np.testing.assert_allclose(swapped, [[0.4, 0.5, 0.1]], atol=1e-6)
 
 
-def test_swap_of_the_least_certain_rows_only(tmp_path):
+def test_only_the_least_certain_rows_are_swapped(tmp_path):
     p = some(10)
     chosen = predictions.least_certain(p.probabilities, 0.3)
     assert len(chosen) == 3

@@ -212,6 +212,13 @@ def test_a_leak_in_the_data_description_is_the_first_finding(tmp_path, no_figure
     assert '<p class="callout">LEAK: 5 of 40 validation rows</p>' in html
 
 
+def test_warnings_of_the_leak_report_are_findings(tmp_path, no_figures):
+    leak = {"verdict": "no prompt is in both training and validation", "warnings": ["30 of 40 rows repeat"]}
+    (tmp_path / "data.json").write_text(json.dumps({"leak": leak}))
+    html = write(tmp_path, *case())
+    assert "30 of 40 rows repeat" in html and "no prompt is in both" not in html
+
+
 def test_scored_training_rows_are_marked_in_the_title_the_summary_and_the_terminal(tmp_path, no_figures):
     predictions, rows = case()
     m = dataclasses.replace(metrics.score_predictions(predictions), trained_rows=Overlap(0, scored=12))
