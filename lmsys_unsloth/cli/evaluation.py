@@ -18,6 +18,7 @@ from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
 from lmsys_unsloth.data.dataset import load_rows
 from lmsys_unsloth.data.selection import (
+    Overlap,
     Selection,
     is_split_from,
     select_for_trained,
@@ -93,6 +94,8 @@ def _merge_folds(members: Sequence[Member], rows: Sequence[Comparison], output: 
     selections = [select_for_trained(m.config, [m.run], rows, output) for m in again]
     fresh = dict(zip((m.run.path for m in again), _predict_all(again, selections, output), strict=True))
     parts = [fresh.get(m.run.path) or predictions.read_predictions(m.run.predictions) for m in members]
+    overlaps = [selection.overlap.scored for selection in selections if selection.overlap is not None]
+    overlaps += [m.run.trained_rows_scored() for m in members if m not in again]
     merged = cross_validation.merge_runs(
         [member.run for member in members], parts, fit_weights=config.eval.fit_weights
     )
@@ -111,8 +114,17 @@ def _merge_folds(members: Sequence[Member], rows: Sequence[Comparison], output: 
         scored,
         train_prior=merged.train_prior,
         baseline_probabilities=baselines.cross_validate(scored, folds) if len(np.unique(folds)) > 1 else None,
+        trained_rows=_sum_overlaps(overlaps),
         runs_compared=cross_validation.compare_models(merged, seed=config.seed),
     )
+
+
+def _sum_overlaps(scored: Sequence[int | None]) -> Overlap | None:
+    """Trained rows that merged predictions contain; None when they contain none."""
+    known = [count for count in scored if count is not None]
+    if len(known) < len(scored):
+        return Overlap(left_out=0, scored=None)
+    return Overlap(left_out=0, scored=sum(known)) if sum(known) else None
 
 
 def _require_adapters(members: Sequence[Member]) -> None:

@@ -136,6 +136,12 @@ class Run:
         """Return ``step``, ``loss`` and ``learning_rate`` of each logged step; empty without training."""
         return list(_read_json(self.training).get("learning_curve", []))
 
+    def trained_rows_scored(self) -> int | None:
+        """Number of scored rows that the model was trained on; None if it is not known."""
+        overlap = _read_json(self.metrics).get("trained_rows") or {"scored": 0}
+        scored: int | None = overlap["scored"]
+        return scored
+
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint after optimiser step ``step``."""
         return self.checkpoints / f"{_CHECKPOINT}{step}"

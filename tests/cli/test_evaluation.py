@@ -248,6 +248,15 @@ def test_eval_settings_of_the_command_hold_for_merged_folds(folder: Path, tmp_pa
     np.testing.assert_array_equal(merged.probabilities[merged.folds == 1], one.probabilities)
 
 
+def test_a_merge_of_runs_that_scored_trained_rows_is_marked(folder: Path, tmp_path: Path) -> None:
+    debug = ("debug.evaluate_on_train=true", "debug.train_rows=5")
+    for number in (0, 1):
+        train(settings(folder, f"seed={number}", *debug), Run(tmp_path / f"RUN{number}"))
+    members = [Member(Run(tmp_path / f"RUN{n}"), settings(folder, f"seed={n}", *debug)) for n in (0, 0)]
+    evaluation.evaluate_runs(members, Run(tmp_path / "all"))
+    assert stored_metrics(Run(tmp_path / "all"))["trained_rows"]["scored"] == 10
+
+
 @pytest.fixture
 def new_rows(tmp_path: Path) -> Path:
     assert simulate(["rows=6", "seed=3", "length=short", f"out={tmp_path / 'new.csv'}"]) == 0

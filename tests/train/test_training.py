@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from factories import model_config
-from tiny import save_tiny_llama
+from tiny import save_tiny_llama, tolerance
 from training_cases import ANSWER_IDS, LORA, TRAIN, adapted, adapters, fit, rows
 
 from lmsys_unsloth.config.run_directory import Run
@@ -52,6 +52,7 @@ def test_unsloths_cuda_trainer_accepts_the_dummy_dataset() -> None:
     fix_zero_training_loss(None, None, dummy_dataset())
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("load_in_4bit", [False, True])
 def test_training_lowers_the_loss_and_adapters_reload_exactly(
     folder: Path, tmp_path: Path, load_in_4bit: bool
@@ -75,6 +76,7 @@ def test_training_lowers_the_loss_and_adapters_reload_exactly(
     assert account["learning_curve"][-1]["loss"] < account["learning_curve"][0]["loss"]
 
 
+@pytest.mark.numeric
 def test_a_killed_training_resumes_exactly(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +107,7 @@ def test_a_killed_training_resumes_exactly(
         assert torch.equal(adapters(resumed)[name], tensor), name
 
 
+@pytest.mark.numeric
 def test_the_same_seed_gives_the_same_adapters(folder: Path, tmp_path: Path) -> None:
     first, second = adapted(folder), adapted(folder)
     fit(first, folder, Run(tmp_path / "1"))
@@ -143,6 +146,7 @@ def test_zero_or_infinite_gradients_stop_the_run(folder: Path) -> None:
         check_gradients(model, 1.0)
 
 
+@pytest.mark.numeric
 def test_the_fast_path_gives_the_same_learning_curve(folder: Path, tmp_path: Path) -> None:
     curves, weights = [], []
     for fast in (True, False):
@@ -152,11 +156,13 @@ def test_the_fast_path_gives_the_same_learning_curve(folder: Path, tmp_path: Pat
         assert account["fast"] is fast and (account["padding_share"] == 0) is fast
         curves.append([point["loss"] for point in account["learning_curve"]])
         weights.append(adapters(model))
-    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
+    rounding = len(curves[0]) * tolerance(products=2, passes=2)  # two layers; the errors of the steps add up
+    np.testing.assert_allclose(curves[0], curves[1], rtol=rounding)
     for name, tensor in weights[0].items():
-        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-2, atol=2e-4, msg=name)
+        assert (tensor - weights[1][name]).norm() <= rounding * tensor.norm(), name
 
 
+@pytest.mark.numeric
 def test_out_of_memory_makes_smaller_micro_batches_and_loses_no_step(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,8 +185,9 @@ def test_out_of_memory_makes_smaller_micro_batches_and_loses_no_step(
     assert 1 <= len(warnings) <= 2 and "same step" in warnings[0]
     runs = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("plenty", "scarce")]
     assert runs[0]["steps"] == runs[1]["steps"] == len(runs[1]["learning_curve"])
+    rounding = runs[0]["steps"] * tolerance(products=2, passes=2)  # two layers; the errors of the steps add up
     for name, tensor in adapters(plenty).items():
-        torch.testing.assert_close(adapters(scarce)[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+        assert (adapters(scarce)[name] - tensor).norm() <= rounding * tensor.norm(), name
 
 
 def test_out_of_memory_with_a_single_row_checkpoints_and_then_gives_up(
@@ -233,4 +240,5 @@ def test_fifty_steps_of_smollm2_follow_the_ordinary_path(tmp_path: Path) -> None
         assert account["fast"] is fast
         curves.append([point["loss"] for point in account["learning_curve"]])
     assert len(curves[0]) >= 50 and curves[0][-1] < curves[0][0]
-    np.testing.assert_allclose(curves[0], curves[1], atol=2e-3)
+    rounding = tolerance(terms=1536, products=30, scale=max(curves[1]))  # SmolLM2's MLP width and depth
+    np.testing.assert_allclose(curves[0], curves[1], atol=rounding, rtol=0)
