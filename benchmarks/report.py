@@ -126,7 +126,7 @@ def written(found: dict, command: str) -> str:
             *lines,
             f"| **total** | **{total:.1f}** (aim: under {LIMIT_SECONDS}) |",
             "",
-            f"Peak memory {found['peak_gib']:.2f} GiB (aim: under {LIMIT_GIB:.0f} GB). "
+            f"Peak memory {found['peak_gib']:.2f} GiB (aim: under {LIMIT_GIB:.0f} GiB). "
             f"report.html: {found['html_mb']:.1f} MB.",
             "",
         ]

@@ -28,15 +28,10 @@ def average(models: Sequence[Predictions]) -> Predictions:
 
 
 def average_with_fitted_weights(models: Sequence[Predictions], part: Ints) -> tuple[Predictions, Floats]:
-    """Average labelled predictions with the weights that give the lowest log loss.
+    """Average labelled predictions of the same rows with the weights that give the lowest log loss.
 
-    Args:
-        models: predictions of the same rows.
-        part: ``[n]``; the weights used for a part are fitted on all other parts, so that the log loss of
-            the average is out of fold.
-
-    Returns:
-        The average in the order of the first model, and weights ``[models]`` fitted on all rows.
+    The weights used for each ``part`` ``[n]`` are fitted on all other parts, so that the log loss of the
+    average is out of fold. Also returned are weights ``[models]`` fitted on all rows.
     """
     stack, labels = stack_probabilities(models), models[0].labels
     mean = np.empty(stack.shape[1:])
@@ -52,12 +47,7 @@ def best_weights(stack: Floats, labels: NDArray[Any], steps: int = 500) -> Float
     """Weights ``[models]``, summing to 1, whose average has the lowest log loss.
 
     The loss is convex in the weights, and every step of expectation-maximisation (EM for the proportions of
-    a mixture) lowers it.
-
-    Args:
-        stack: ``[models, n, 3]`` probabilities.
-        labels: ``[n]``.
-        steps: maximum number of EM steps.
+    a mixture) lowers it. ``stack`` is ``[models, n, 3]``.
     """
     chosen = np.clip(stack[:, np.arange(len(labels)), labels], EPSILON, 1.0)  # [models, n]
     weights = np.full(len(stack), 1 / len(stack))
@@ -71,11 +61,7 @@ def best_weights(stack: Floats, labels: NDArray[Any], steps: int = 500) -> Float
 
 
 def stack_probabilities(models: Sequence[Predictions]) -> Floats:
-    """Probabilities ``[models, n, 3]`` of the same rows, all in the order of the first model.
-
-    Raises:
-        UserError: the models disagree about a label.
-    """
+    """Probabilities ``[models, n, 3]`` of rows with equal labels, all in the order of the first model."""
     stack = np.empty((len(models), len(models[0]), 3))
     position = {id: k for k, id in enumerate(models[0].ids)}
     for model, probabilities in zip(models, stack, strict=True):

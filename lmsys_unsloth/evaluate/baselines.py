@@ -18,19 +18,10 @@ from lmsys_unsloth.evaluate.calibration import Floats, Ints
 from lmsys_unsloth.evaluate.predictions import label_array
 
 FEATURES = (
-    "length",
-    "list items",
-    "code blocks",
-    "bold or headings",
-    "similarity to the prompt",
-    "length gap",
-    "list gap",
-    "code gap",
-    "similarity of the answers",
-    "identical answers",
-    "turns",
+    "length", "list items", "code blocks", "bold or headings", "similarity to the prompt",
+    "length gap", "list gap", "code gap", "similarity of the answers", "identical answers", "turns",
     "prompt length",
-)
+)  # fmt: skip
 """The first five are differences, A minus B; the others do not change when the responses are swapped."""
 
 REGULARISATION = 0.03
@@ -45,11 +36,9 @@ _WORD = re.compile(r"\w+")
 
 
 def logistic_regression(train: Sequence[Comparison], validation: Sequence[Comparison]) -> Floats:
-    """Fit a logistic regression on the labelled training rows and predict the validation rows.
+    """Predict the validation rows ``[validation, 3]`` with a regression fitted on labelled training rows.
 
-    Returns:
-        Probabilities ``[validation, 3]``: the class prior for every row when the training rows have a single
-        outcome or there are none.
+    Every row gets the class prior when the training rows have a single outcome or there are none.
     """
     labels = label_array(train)
     return _fit_and_predict(features(train)[labels >= 0], labels[labels >= 0], features(validation))
@@ -101,20 +90,13 @@ def features(rows: Sequence[Comparison]) -> Floats:
 
 
 def _features(row: Comparison) -> tuple[float, ...]:
-    a, b = "\n".join(row.responses_a), "\n".join(row.responses_b)
-    prompt = "\n".join(row.prompts)
+    a, b, prompt = ("\n".join(texts) for texts in (row.responses_a, row.responses_b, row.prompts))
     words_a, words_b, words = _words(a), _words(b), _words(prompt)
-    length_a, list_a, code_a, bold_a = _form(a)
-    length_b, list_b, code_b, bold_b = _form(b)
+    gaps = [in_a - in_b for in_a, in_b in zip(_form(a), _form(b), strict=True)]
     return (
-        length_a - length_b,
-        list_a - list_b,
-        code_a - code_b,
-        bold_a - bold_b,
+        *gaps,
         _similarity(words_a, words) - _similarity(words_b, words),
-        abs(length_a - length_b),
-        abs(list_a - list_b),
-        abs(code_a - code_b),
+        *(abs(gap) for gap in gaps[:3]),
         _similarity(words_a, words_b),
         float(a == b),
         math.log1p(len(row.prompts)),
@@ -122,12 +104,11 @@ def _features(row: Comparison) -> tuple[float, ...]:
     )
 
 
-def _form(text: str) -> tuple[float, float, float, float]:
+def _form(text: str) -> list[float]:
     """Characters, list items, code fences and emphasis marks of a response, each as log(1 + count)."""
     emphasis = sum(map(f"\n{text}".count, _EMPHASIS))
     counts = (len(text), len(_LIST_ITEM.findall(text)), text.count("```"), emphasis)
-    length, items, fences, marks = (math.log1p(count) for count in counts)
-    return length, items, fences, marks
+    return [math.log1p(count) for count in counts]
 
 
 def _words(text: str) -> frozenset[str]:

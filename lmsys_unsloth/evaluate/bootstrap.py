@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from lmsys_unsloth.evaluate.calibration import Floats, Ints
 
@@ -39,8 +40,7 @@ def cluster_numbers(groups: Sequence[str] | None, n: int) -> Ints:
         return np.arange(n)
     if len(groups) != n:
         raise ValueError(f"{len(groups)} groups for {n} rows; one group name is needed for each row")
-    number = {name: k for k, name in enumerate(dict.fromkeys(groups))}
-    return np.array([number[name] for name in groups], dtype=np.int64)
+    return np.asarray(pd.factorize(np.array(groups, dtype=object))[0], dtype=np.int64)
 
 
 def random_parts(cluster: Ints, seed: int = 0) -> Ints:

@@ -86,13 +86,7 @@ def fit_temperature(probabilities: Floats, labels: NDArray[Any]) -> float:
 def temperature_out_of_fold(probabilities: Floats, labels: NDArray[Any], part: Ints) -> Floats:
     """Probabilities ``[n, 3]`` of each part, scaled with the temperature fitted on all other parts.
 
-    Args:
-        probabilities: ``[n, 3]``.
-        labels: ``[n]``.
-        part: ``[n]`` number of each row's part; rows that share a prompt must share a part.
-
-    Raises:
-        ValueError: there are fewer than two parts.
+    ``part`` ``[n]`` is the number of each row's part; rows that share a prompt must share a part.
     """
     parts = np.unique(part)
     if len(parts) < 2:

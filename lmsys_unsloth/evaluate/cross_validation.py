@@ -54,14 +54,9 @@ def merge_runs(runs: Sequence[Run], predicted: Sequence[Predictions], *, fit_wei
     """Merge the predictions of several runs.
 
     Runs that scored the same rows are averaged; runs over different rows must be the folds of one
-    division, all of them.
-
-    Args:
-        runs: run directories.
-        predicted: predictions of each run.
-        fit_weights: weight averaged runs so that the log loss is lowest, instead of equally. The weights of
-            each row are fitted on other rows (the other folds, or other prompts within a single fold). The
-            n-th runs of all folds count as the same model.
+    division, all of them. With ``fit_weights``, averaged runs are weighted so that the log loss is lowest,
+    instead of equally: the weights of each row are fitted on other rows (the other folds, or other prompts
+    within a single fold), and the n-th runs of all folds count as the same model.
 
     Raises:
         UserError: rows missing or scored twice, runs on different data or with different folds, different
@@ -174,11 +169,7 @@ def _models(sets: Sequence[Sequence[_Member]]) -> list[Predictions]:
 
 
 def _parts(sets: Sequence[Sequence[_Member]], models: Sequence[Predictions]) -> Ints:
-    """Parts ``[n]`` for fitting weights out of fold: the folds, or within a single fold, groups of prompts.
-
-    Raises:
-        UserError: weights can't be fitted.
-    """
+    """Parts ``[n]`` for fitting weights out of fold: the folds, or within one fold, groups of prompts."""
     if not models:
         raise UserError(
             f"weights can be fitted when every fold has the same number of runs, two or more; here: "

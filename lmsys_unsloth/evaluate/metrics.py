@@ -54,7 +54,7 @@ def compute_metrics(
     """Score predictions of rows whose outcomes are known.
 
     Args:
-        probabilities: ``[n, 3]`` in LABELS order, each row summing to 1.
+        probabilities: ``[n, 3]``, each row summing to 1.
         labels: ``[n]``, index into LABELS.
         groups: ``[n]`` names; rows of one prompt share a name and are resampled together.
         train_prior: ``[3]`` class shares of the training rows. Without it the class-prior baseline uses the

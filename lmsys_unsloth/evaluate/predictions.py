@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -124,11 +124,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read what :func:`write_predictions` wrote.
-
-    Raises:
-        UserError: the file is missing, is not Parquet, or lacks a column.
-    """
+    """Read what :func:`write_predictions` wrote; UserError if the file is missing or lacks a column."""
     if not path.is_file():
         raise UserError(
             f"{path}: no such file. A finished train.py or eval.py writes it; score the run with "
@@ -154,20 +150,14 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def write_submission(path: Path, predictions: Predictions) -> None:
-    """Write ``submission.csv`` in the order of the input; each row sums to 1.
-
-    Raises:
-        UserError: an id occurs twice.
-    """
+    """Write ``submission.csv`` in the order of the input; each row sums to 1. Ids must be unique."""
     double = repeated_ids(predictions.ids)
     if double:
         raise UserError(f"{format_ids(double)}: predicted more than once. A submission holds every id once.")
     p = predictions.probabilities.astype(np.float64)
-    p = p / p.sum(axis=1, keepdims=True)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(SUBMISSION_COLUMNS)
-        writer.writerows([id, *row] for id, row in zip(predictions.ids, p.tolist(), strict=True))
+    table = pd.DataFrame(p / p.sum(axis=1, keepdims=True), list(predictions.ids), SUBMISSION_COLUMNS[1:])
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index_label=SUBMISSION_COLUMNS[0], lineterminator="\n")
 
 
 def with_swap(
@@ -175,12 +165,9 @@ def with_swap(
 ) -> Predictions:
     """Average each row with its prediction for swapped responses, and keep both as :data:`SWAP_COLUMNS`.
 
-    Args:
-        predictions: predictions for the responses in the order of the input.
-        swapped: ``[m, 3]`` probabilities as the model gave them for the swapped responses; they are returned
-            to the original order here, so that ``p_swap_a`` refers to the same response as ``p_a``.
-        where: positions ``[m]`` of those rows when only some were scored twice; the others keep their
-            probabilities and have NaN as ``p_swap_*``.
+    ``swapped`` ``[m, 3]`` holds the probabilities as the model gave them; here they are returned to the
+    original order, so that ``p_swap_a`` and ``p_a`` refer to one response. When only the rows at positions
+    ``where`` ``[m]`` were scored twice, the others keep their probabilities and have NaN as ``p_swap_*``.
     """
     positions = np.arange(len(predictions)) if where is None else np.asarray(where)
     forward = predictions.probabilities.astype(np.float32)
@@ -193,10 +180,7 @@ def with_swap(
 
 
 def swap_views(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Probabilities ``[m, 3]`` of the rows scored in both orders, forward and swapped; or None.
-
-    Both refer to the responses in the order of the input.
-    """
+    """Probabilities ``[m, 3]`` of rows scored in both orders, forward and swapped, in original order."""
     if any(name not in predictions.extra for name in SWAP_COLUMNS):
         return None
     both = np.array([predictions.extra[name] for name in SWAP_COLUMNS], dtype=np.float64)

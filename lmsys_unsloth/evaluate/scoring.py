@@ -35,13 +35,7 @@ log = logging.getLogger(__name__)
 def score_rows(
     decoder: Decoder, rows: Sequence[EncodedRow], answer_ids: AnswerIds, tokens_per_batch: int
 ) -> NDArray[np.float32]:
-    """Score rows in batches of similar length.
-
-    Args:
-        decoder: the model to score with.
-        rows: encoded rows, labelled or not.
-        answer_ids: token ids of the three answers.
-        tokens_per_batch: maximum rows × longest row in one forward pass.
+    """Score rows in batches of similar length, at most ``tokens_per_batch`` tokens with padding.
 
     Returns:
         Probabilities ``[rows, 3]`` in ``LABELS`` order, float32, in input order; each row sums to 1.
@@ -78,11 +72,6 @@ def _probabilities(decoder: Decoder, batch: Batch, answer_ids: AnswerIds) -> Ten
 
 def predict_rows(model: nn.Module, prepared: Prepared, config: Config) -> tuple[Predictions, ScoringSpeed]:
     """Score the prepared rows, and score them again with swapped responses where ``eval.swap`` says so.
-
-    Args:
-        model: base model with or without adapters.
-        prepared: rows to score and the encoder that made them.
-        config: ``eval`` and ``train.fast`` are used.
 
     Returns:
         Predictions (averaged over both orders for swapped rows), and the speed.

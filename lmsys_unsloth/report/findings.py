@@ -62,16 +62,20 @@ def training_overlap(metrics: Metrics) -> str | None:
     return f"{scored:,} of the {rows} {'was' if scored == 1 else 'were'} used to train this model"
 
 
-def list_findings(metrics: Metrics, slices: Slices | None = None) -> list[Finding]:
-    """Statements about the metrics, the most important first."""
+def list_findings(
+    metrics: Metrics, slices: Slices | None = None, data_warnings: Sequence[str] = ()
+) -> list[Finding]:
+    """Statements about the metrics and the data, the most important first."""
     score, overlap = metrics.score, training_overlap(metrics)
+    warnings = [Finding(text, "bad") for text in data_warnings]
     if score is None:
         return [
+            *warnings,
             Finding(
                 "No row has a known outcome, so nothing could be scored; the predictions are below.",
                 suggestion="To measure the quality of the predictions, score rows with known outcomes "
                 "(data.path=FILE with winner columns).",
-            )
+            ),
         ]
     found = [
         _compare_with_prior(score),
@@ -81,14 +85,14 @@ def list_findings(metrics: Metrics, slices: Slices | None = None) -> list[Findin
         *_describe_slices(score, slices or {}),
     ]
     if overlap is None:
-        return found
-    warning = Finding(
+        return [*warnings, *found]
+    first = Finding(
         f"{overlap[0].upper()}{overlap[1:]}, so the log loss says nothing about new rows.",
         "bad",
         "To measure how well the model predicts new rows, score rows that it was not trained on: leave out "
         "eval.trained_rows=include and debug.evaluate_on_train.",
     )
-    return [warning, *(Finding(f.text, "plain" if f.tone == "good" else f.tone) for f in found)]
+    return [first, *warnings, *(Finding(f.text, "plain" if f.tone == "good" else f.tone) for f in found)]
 
 
 def _compare_with_prior(score: Score) -> Finding:

@@ -56,11 +56,8 @@ class Example:
 def write_report(run: Run, metrics: Metrics, predictions: Predictions, rows: Sequence[Comparison]) -> None:
     """Write ``report.html``, one self-contained file, and ``plots/*.png``.
 
-    Args:
-        run: where to write; its configuration, environment and learning curve are shown.
-        metrics: metrics of ``predictions``.
-        predictions: predictions to report.
-        rows: predicted rows in any order; when some are missing, sections that need their texts are left out.
+    The run's configuration, environment and learning curve are shown too. The predicted rows may come in any
+    order; when some are missing, sections that need their texts are left out.
     """
     from lmsys_unsloth.report import plots
 
@@ -84,7 +81,7 @@ def write_report(run: Run, metrics: Metrics, predictions: Predictions, rows: Seq
         runs_compared=metrics.runs_compared,
         trained_rows_scored=findings.training_overlap(metrics) is not None,
         headline=findings.headline(metrics),
-        findings=[*_leaks(run), *findings.list_findings(metrics, slices)],
+        findings=findings.list_findings(metrics, slices, data_warnings=_leaks(run)),
         scores=score_lines(metrics.score),
         figures={name: (alt, plots.render_svg(figure, name)) for name, (alt, figure) in figures.items()},
         slices=slices,
@@ -182,12 +179,11 @@ def _example(predictions: Predictions, row: Comparison, k: int, cost: float) -> 
     )
 
 
-def _leaks(run: Run) -> list[findings.Finding]:
+def _leaks(run: Run) -> list[str]:
     """The verdict of the leak report in ``data.json`` if prompts leak, and its warnings."""
     leak = run.data_description().get("leak", {})
     verdict = str(leak.get("verdict", ""))
-    texts = [verdict] * verdict.startswith("LEAK") + leak.get("warnings", [])
-    return [findings.Finding(text, "bad") for text in texts]
+    return [*([verdict] if verdict.startswith("LEAK") else []), *leak.get("warnings", [])]
 
 
 def _span(slices: Mapping[str, Sequence[Slice]], score: Score | None) -> tuple[float, float]:

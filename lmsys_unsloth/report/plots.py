@@ -24,13 +24,9 @@ from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.evaluate.calibration import Floats, Ints
 
 COLOURS = {
-    "ink": "#1f2933",
-    "muted": "#6b7785",
-    "grid": "#dfe3e8",
-    "a": "#2f6fde",
-    "b": "#d3601a",
-    "tie": "#2f8f57",
-}
+    "ink": "#1f2933", "muted": "#6b7785", "grid": "#dfe3e8",
+    "a": "#2f6fde", "b": "#d3601a", "tie": "#2f8f57",
+}  # fmt: skip
 """Colours by the name of the report's CSS variable."""
 
 NAMES = ("A", "B", "tie")
@@ -69,17 +65,13 @@ def plot_all(
     swap: tuple[Floats, Floats] | None,
     learning_curve: Sequence[dict[str, Any]],
 ) -> dict[str, tuple[str, Figure]]:
-    """Draw every figure for which there are data.
+    """Draw every figure for which there are data: (text alternative, figure) by file name.
 
     Args:
         probabilities: [n, 3].
         labels: [n], -1 where unknown.
-        swap: probabilities [m, 3] of rows scored in both orders: as given, and with the responses
-            exchanged (columns in the order of the row as given).
+        swap: result of :func:`~lmsys_unsloth.evaluate.predictions.swap_views`.
         learning_curve: one entry for each logged step: ``step``, ``loss``, ``learning_rate``.
-
-    Returns:
-        (text alternative, figure) by file name.
     """
     known = labels >= 0
     p, y = probabilities[known], labels[known]
@@ -193,7 +185,7 @@ def plot_learning_curve(curve: Sequence[dict[str, Any]]) -> Figure:
     if rates:
         lower.plot(*np.array(rates).T, color=COLOURS["tie"], linewidth=1.3)
         lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    lower.set(xlabel="step", ylabel="rate")
+    lower.set(xlabel="step", ylabel="learning\nrate")
     return figure
 
 
@@ -208,8 +200,7 @@ def render_png(figure: Figure) -> bytes:
 def render_svg(figure: Figure, name: str) -> str:
     """Render the figure as inline SVG that takes its colours and its font from the page around it.
 
-    Args:
-        name: unique in the page; keeps the identifiers inside apart from those of other figures.
+    The unique ``name`` keeps the identifiers inside apart from those of other figures.
     """
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -43,15 +43,9 @@ def report_scoring(
         prior = baselines.class_prior(labels[labels != predictions.UNLABELLED])
         regression = baselines.logistic_regression(prepared.baseline_rows, rows)
     return report_results(
-        run,
-        config,
-        predicted,
-        rows,
-        train_prior=prior,
-        baseline_probabilities=regression,
-        scoring=speed,
-        trained_rows=prepared.overlap,
-    )
+        run, config, predicted, rows, train_prior=prior, baseline_probabilities=regression,
+        scoring=speed, trained_rows=prepared.overlap,
+    )  # fmt: skip
 
 
 def report_results(
@@ -68,16 +62,9 @@ def report_results(
 ) -> Outcome:
     """Write predictions, metrics and report, and print the summary.
 
-    Rows without any label give ``submission.csv`` too, and metrics without a score.
-
-    Args:
-        run: where to write.
-        config: the seed is used.
-        predicted: predictions of ``rows``.
-        rows: scored rows, in the order of ``predicted``.
-        train_prior: as in :func:`~lmsys_unsloth.evaluate.metrics.compute_metrics`.
-        baseline_probabilities: likewise.
-        scoring: becomes a part of the metrics, like ``trained_rows`` and ``runs_compared``.
+    Rows without any label give ``submission.csv`` too, and metrics without a score. ``rows`` are in the
+    order of ``predicted``. ``train_prior`` and ``baseline_probabilities`` are those of
+    :func:`~lmsys_unsloth.evaluate.metrics.compute_metrics`; the other parts are added to the metrics.
     """
     truth = [row.true_probabilities for row in rows if row.true_probabilities is not None]
     scored = metrics.score_predictions(

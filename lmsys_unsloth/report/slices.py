@@ -53,24 +53,12 @@ _COMMON_WORDS = {
     "Turkish": "bir ve bu için ne mi ile nasıl da de var çok olarak ben olan bana",
     "Vietnamese": "là của và có cho một các không người được trong với này những tôi hãy",
 }
-_LANGUAGES_BY_WORD: dict[str, list[str]] = {}
-for _language, _words in _COMMON_WORDS.items():
-    for _word in _words.split():
-        _LANGUAGES_BY_WORD.setdefault(_word, []).append(_language)
+_WORDS_BY_LANGUAGE = {language: frozenset(words.split()) for language, words in _COMMON_WORDS.items()}
 _SCRIPTS = {
-    "CYRILLIC": "Cyrillic script",
-    "ARABIC": "Arabic script",
-    "HEBREW": "Hebrew",
-    "GREEK": "Greek",
-    "DEVANAGARI": "Devanagari script",
-    "BENGALI": "Bengali",
-    "TAMIL": "Tamil",
-    "THAI": "Thai",
-    "HANGUL": "Korean",
-    "HIRAGANA": "Japanese",
-    "KATAKANA": "Japanese",
-    "CJK": "Chinese",
-}
+    "CYRILLIC": "Cyrillic script", "ARABIC": "Arabic script", "DEVANAGARI": "Devanagari script",
+    "HEBREW": "Hebrew", "GREEK": "Greek", "BENGALI": "Bengali", "TAMIL": "Tamil", "THAI": "Thai",
+    "HANGUL": "Korean", "HIRAGANA": "Japanese", "KATAKANA": "Japanese", "CJK": "Chinese",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +93,7 @@ def guess_language(text: str) -> str:
     if script != "Latin":
         return script
     words = _WORD.findall(sample.lower())
-    votes = Counter(language for word in words for language in _LANGUAGES_BY_WORD.get(word, ()))
+    votes = Counter(name for word in words for name, known in _WORDS_BY_LANGUAGE.items() if word in known)
     return votes.most_common(1)[0][0] if votes else "other Latin script"
 
 
@@ -119,10 +107,7 @@ def losses_by_slice(
 ) -> dict[str, list[Slice]]:
     """Compute the log loss, its interval and the accuracy on slices of the labelled rows.
 
-    Args:
-        predictions: predictions of ``rows``; the column ``share_cut`` is used if present.
-        rows: the predicted rows, in the order of ``predictions``.
-        seed: seed of the bootstrap.
+    ``rows`` are in the order of ``predictions``, whose column ``share_cut`` is used if present.
 
     Returns:
         For each property that rows are divided by, in the order of the report, its slices. Properties with

@@ -123,10 +123,6 @@ class WandbTracker:
             artifact.add_dir(str(run.adapter))
             self.run.log_artifact(artifact)
 
-    def finish(self, *, failed: bool = False) -> None:
-        """Finish the run, so that the next job of a sweep starts its own."""
-        self.run.finish(exit_code=int(failed))
-
 
 @contextmanager
 def start(
@@ -134,10 +130,8 @@ def start(
 ) -> Iterator[Tracker]:
     """Start the tracker that ``logger`` names, and finish it at the end of the block.
 
-    Args:
-        sweep: name of the sweep that the job belongs to, which becomes its group. Without one, the runs
-            of a cross-validation form a group (see :func:`cross_validation_group`).
-        overrides: overrides from the command line, which become tags (see :func:`select_tags`).
+    The name of the ``sweep`` becomes the run's group; without one, the runs of a cross-validation form a
+    group (see :func:`cross_validation_group`). ``overrides`` become tags (see :func:`select_tags`).
     """
     if config.logger.kind == "none":
         yield NoTracker()
@@ -146,9 +140,9 @@ def start(
     try:
         yield tracker
     except BaseException:
-        tracker.finish(failed=True)
+        tracker.run.finish(exit_code=1)
         raise
-    tracker.finish()
+    tracker.run.finish()  # so that the next job of a sweep starts its own
 
 
 def model_prompt(config: Config) -> str:

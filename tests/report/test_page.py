@@ -209,7 +209,7 @@ def test_rows_with_the_highest_loss_come_first_and_long_texts_are_cut():
 def test_a_leak_in_the_data_description_is_the_first_finding(tmp_path, no_figures):
     (tmp_path / "data.json").write_text(json.dumps({"leak": {"verdict": "LEAK: 5 of 40 validation rows"}}))
     html = write(tmp_path, *case())
-    assert '<p class="callout">LEAK: 5 of 40 validation rows</p>' in html
+    assert re.findall('<p class="callout">(.*?)</p>', html)[0] == "LEAK: 5 of 40 validation rows"
 
 
 def test_warnings_of_the_leak_report_are_findings(tmp_path, no_figures):
@@ -223,11 +223,13 @@ def test_scored_training_rows_are_marked_in_the_title_the_summary_and_the_termin
     predictions, rows = case()
     m = dataclasses.replace(metrics.score_predictions(predictions), trained_rows=Overlap(0, scored=12))
     run = described(tmp_path)
+    run.data.write_text(json.dumps({"leak": {"verdict": "LEAK: 5 of 40 validation rows"}}))
     page.write_report(run, m, predictions, rows)
     html = run.report.read_text(encoding="utf-8")
     assert re.search('<h1 class="bad">log loss .*; 12 of the 40 scored rows were used to train', html)
     callouts = re.findall('<p class="callout">(.*?)</p>', html)
     assert callouts[0].startswith("12 of the 40 scored rows were used to train this model")
+    assert callouts[1] == "LEAK: 5 of 40 validation rows"
     console = Console(file=io.StringIO(), width=200, force_terminal=False)
     page.print_summary(m, console)
     printed = " ".join(console.file.getvalue().split())
