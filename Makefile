@@ -1,11 +1,11 @@
-# `make demo` and `make test` do everything on a fresh machine; `make` alone lists what there is.
+# `make demo` and `make test` do everything on a fresh machine; `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 
-# cuda where an NVIDIA GPU answers, else cpu; or name it: make demo PACKAGES=cpu
+# cuda if an NVIDIA GPU is found, otherwise cpu; to choose: make demo PACKAGES=cpu
 PACKAGES ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda || echo cpu)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -25,7 +25,7 @@ endif
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-env: $(READY) ## build the environment in .venv (PACKAGES=cpu or cuda; found out when not named)
+env: $(READY) ## build the environment in .venv (PACKAGES=cpu or cuda; detected by default)
 
 demo: $(READY) ## fine-tune SmolLM2 on the simulated arena and score the held-out fold (ARGS="fold=1 …")
 	$(BIN)/python train.py $(ARGS)

@@ -3,7 +3,7 @@
 python train.py                                  # SmolLM2 on the simulated arena, any machine
 python train.py model=llama3 prompt=v2 data=lmsys data.path=train.csv fold=0
 python train.py -m prompt=v1,v2 fold=0,1         # a sweep
-python train.py resume=RUN                       # go on after an interruption
+python train.py resume=RUN                       # resume after an interruption
 """
 
 import sys

@@ -75,7 +75,7 @@ def messages() -> Iterator[None]:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         if _output().can_resume():
-            print(f"go on with: python train.py resume={_output().path}", file=sys.stderr)
+            print(f"resume with: python train.py resume={_output().path}", file=sys.stderr)
         sys.exit(130)
 
 
@@ -92,7 +92,7 @@ def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
     changes = [override for override in _overrides() if not override.startswith("resume=")]
     if changes:
         raise UserError(
-            f"resume={resume} goes on with that run's configuration; {', '.join(changes)} would change it.\n"
+            f"resume={resume} continues with that run's configuration; {', '.join(changes)} would change it.\n"
             "  Leave the other overrides out, or start a new run."
         )
     run = Run.open(Path(resume))
@@ -103,7 +103,7 @@ def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
     """Configuration, the trained runs to score (none: an untrained model), and the output directory.
 
     Each run keeps its own configuration. Overrides of single values are applied to all of them, and the
-    groups ``logger`` and ``debug`` may be exchanged whole.
+    groups ``logger`` and ``debug`` may be replaced as a whole.
 
     Raises:
         UserError: the configuration is invalid, a run does not exist, or an override exchanges a group

@@ -44,11 +44,7 @@ class Check:
 
 
 def run_checks(config: Config, encoder: RowEncoder, folder: Path) -> list[Check]:
-    """Run all checks, in the order of the table.
-
-    Args:
-        folder: the model's local folder; its weight files may be missing (a preview downloads none).
-    """
+    """Run all checks; ``folder`` holds the model's files, without weights if these are not downloaded yet."""
     model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return [
         *(Check(name, value) for name, value in encoder.facts().items()),
@@ -202,7 +198,7 @@ def _versions() -> Check:
 
 
 def _pins() -> dict[str, str]:
-    """Pinned versions by package, from the checkout's requirements or else from the package's metadata."""
+    """Pinned versions by package, from the checkout's requirements, otherwise from package metadata."""
     device = "cuda.txt" if torch.cuda.is_available() else "cpu.txt"
     files = [REQUIREMENTS / name for name in ("base.txt", "no-deps.txt", device)]
     lines = [line for file in files if file.is_file() for line in file.read_text("utf-8").splitlines()]

@@ -22,7 +22,7 @@ def prepare_training(config: Config, run: Run) -> Prepared:
     Writes ``folds.csv``, ``data.json``, ``training_rows.csv`` and ``samples.json``.
 
     Raises:
-        UserError: whatever can be known to go wrong before weights are loaded.
+        UserError: any problem that can be detected before weights are loaded.
     """
     loading.require_available(config.model)
     fold = limit_rows(load_fold(config.data, config.fold, run), config.debug, config.seed)
@@ -31,9 +31,7 @@ def prepare_training(config: Config, run: Run) -> Prepared:
     units = swap_rows(fold.train, config.data.swap, config.seed)
     train = encode_cached(encoder, [row for unit in units for row in unit], progress=True)
     scored = encode_cached(encoder, fold.validation, progress=True)
-    preview.print_preview(run, fold, encoder, train, scored, whole=config.debug.preview)
-    _print_checks(config, encoder, weights=not config.debug.preview)
-    return Prepared(
+    prepared = Prepared(
         encoder=encoder,
         scored=scored,
         folds=np.full(len(scored), config.fold),
@@ -43,20 +41,22 @@ def prepare_training(config: Config, run: Run) -> Prepared:
         baseline_rows=fold.train,
         overlap=Overlap(left_out=0, scored=len(scored)) if config.debug.evaluate_on_train else None,
     )
+    preview.write_samples(run, prepared)
+    preview.print_preview(fold.description, prepared, whole=config.debug.preview)
+    _print_checks(config, encoder, weights=not config.debug.preview)
+    return prepared
 
 
 def prepare_scoring(config: Config, selection: Selection, output: Run) -> Prepared:
     """Encode the rows that were selected for scoring; print the checks and write ``samples.json``.
 
     Raises:
-        UserError: whatever can be known to go wrong before weights are loaded.
+        UserError: any problem that can be detected before weights are loaded.
     """
     loading.require_available(config.model)
     encoder = RowEncoder(loading.load_tokenizer(config.model), config.prompt)
     scored = encode_cached(encoder, selection.rows, progress=True)
-    preview.write_samples(output, encoder, scored)
-    _print_checks(config, encoder, weights=True)
-    return Prepared(
+    prepared = Prepared(
         encoder=encoder,
         scored=scored,
         folds=selection.folds,
@@ -64,6 +64,9 @@ def prepare_scoring(config: Config, selection: Selection, output: Run) -> Prepar
         baseline_rows=selection.train,
         overlap=selection.overlap,
     )
+    preview.write_samples(output, prepared)
+    _print_checks(config, encoder, weights=True)
+    return prepared
 
 
 def _print_checks(config: Config, encoder: RowEncoder, *, weights: bool) -> None:

@@ -10,45 +10,33 @@ from rich.console import Console
 from rich.table import Table
 
 from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import LABELS
-from lmsys_unsloth.data.dataset import FoldData
-from lmsys_unsloth.prompting.encoding import EncodedRow, RowEncoder
+from lmsys_unsloth.prompting.encoding import EncodedRow
+from lmsys_unsloth.prompting.prepared import Prepared
 
 SAMPLES = 8
 """Number of rows in ``samples.json``."""
-
 EXCERPT_CHARACTERS = 400
 """Number of characters that are printed of each end of a long prompt."""
 
 
-def print_preview(
-    run: Run,
-    fold: FoldData,
-    encoder: RowEncoder,
-    train: Sequence[EncodedRow],
-    validation: Sequence[EncodedRow],
-    *,
-    whole: bool,
-) -> None:
-    """Print statistics of the rows and a sample prompt, and write ``samples.json``.
+def print_preview(description: dict[str, Any], prepared: Prepared, *, whole: bool) -> None:
+    """Print statistics of the rows, and one prompt: its start and end, or with ``whole`` all of it.
 
-    Args:
-        whole: print the sample prompt in full instead of its two ends.
+    ``description`` is the content of ``data.json``.
     """
-    write_samples(run, encoder, validation)
     console = Console(highlight=False)
     table = Table("", "train", "validation", box=None, pad_edge=False)
-    columns = (_statistics(train), _statistics(validation))
-    for name in columns[0]:
-        table.add_row(name, *(column[name] for column in columns))
+    train, validation = _statistics(prepared.train), _statistics(prepared.scored)
+    for name in train:
+        table.add_row(name, train[name], validation[name])
     console.print(table)
-    leak = fold.description["leak"]
+    leak = description["leak"]
     console.print(f"leak report: {'; '.join([leak['verdict'], *leak['warnings']])}", markup=False)
-    _print_rows_left_out(console, fold.description)
-    if not validation:
-        return
-    row = validation[0]
-    text = encoder.preview(row)
+    _print_rows_left_out(console, description)
+    row = prepared.scored[0]
+    text = prepared.encoder.preview(row)
     left_out = len(text) - 2 * EXCERPT_CHARACTERS
     if not whole and left_out > 0:
         start, end = text[:EXCERPT_CHARACTERS], text[-EXCERPT_CHARACTERS:]
@@ -58,28 +46,28 @@ def print_preview(
     console.rule()
 
 
-def write_samples(run: Run, encoder: RowEncoder, rows: Sequence[EncodedRow]) -> None:
-    """Write the first validation rows, as tokenised, to ``samples.json``."""
-    run.write_samples(
-        [
-            {
-                "id": row.comparison.id,
-                "text": row.text,
-                "input_ids": row.input_ids.tolist(),
-                "answer_ids": [list(ids) for ids in encoder.answer_ids],
-            }
-            for row in rows[:SAMPLES]
-        ]
-    )
+def write_samples(run: Run, prepared: Prepared) -> None:
+    """Write the first rows to be scored, as tokenised, to ``samples.json``."""
+    samples = [
+        {
+            "id": row.comparison.id,
+            "text": row.text,
+            "input_ids": row.input_ids.tolist(),
+            "answer_ids": prepared.encoder.answer_ids,
+        }
+        for row in prepared.scored[:SAMPLES]
+    ]
+    write_json(run.samples, samples)
 
 
 def _statistics(rows: Sequence[EncodedRow]) -> dict[str, str]:
+    """Statistics of labelled rows, by name."""
     known = [row.comparison.label for row in rows if row.comparison.label is not None]
-    labels = np.bincount(known, minlength=len(LABELS)) / max(len(known), 1)
-    lengths = np.array([len(row.input_ids) for row in rows] or [0])
+    labels = np.bincount(known, minlength=len(LABELS)) / len(known)
+    lengths = np.array([len(row.input_ids) for row in rows])
     percentiles = np.percentile(lengths, [5, 50, 95, 100])
-    cut = np.array([row.share_cut for row in rows] or [0.0])
-    several_turns = [len(row.comparison.prompts) > 1 for row in rows] or [False]
+    cut = np.array([row.share_cut for row in rows])
+    several_turns = [len(row.comparison.prompts) > 1 for row in rows]
     return {
         "rows": f"{len(rows):,}",
         "share of labels " + " / ".join(LABELS): " / ".join(f"{share:.3f}" for share in labels),

@@ -86,7 +86,7 @@ def fixed_text_problems(where: str, text: str) -> list[str]:
 
 
 def _unknown_fields(where: str, piece: str) -> list[str]:
-    found = []
+    found: list[str] = []
     for name in _names(piece):
         if name not in FIELDS:
             close = difflib.get_close_matches(name, FIELDS, n=1)
@@ -107,8 +107,8 @@ def _coverage_problems(per_turn: Sequence[str]) -> list[str]:
         return [f"no `each_turn` item holds {' or '.join(missing)}, so the model would not see it"]
     if counts["response_a"] != counts["response_b"]:
         return [
-            f"{{response_a}} stands there {counts['response_a']} times and {{response_b}} "
-            f"{counts['response_b']} times; both answers must be shown equally often"
+            f"{{response_a}} appears {counts['response_a']} times and {{response_b}} "
+            f"{counts['response_b']} times; both must appear equally often"
         ]
     return []
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,11 +78,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """Open a directory that an earlier command created.
-
-        Raises:
-            UserError: the directory does not exist or has no ``config.yaml``.
-        """
+        """Open a directory that an earlier command created."""
         run = cls(path)
         if not path.is_dir():
             raise UserError(
@@ -97,11 +92,7 @@ class Run:
         return run
 
     def settings(self) -> dict[str, Any]:
-        """Return ``config.yaml`` as nested plain values.
-
-        Raises:
-            UserError: the file does not contain a mapping.
-        """
+        """Return ``config.yaml`` as nested plain values."""
         loaded = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         if not isinstance(loaded, dict):
             raise UserError(f"{self.config}: not a configuration; restore it or start a new run.")
@@ -116,16 +107,8 @@ class Run:
         write_text(self.config, text)
         write_json(self.environment, describe_environment(command))
 
-    def write_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
-        """Write ``samples.json``: ``id, text, input_ids, answer_ids`` of each sample."""
-        write_json(self.samples, list(samples))
-
     def data_description(self) -> dict[str, Any]:
-        """Return ``data.json``; empty if the run has none.
-
-        Raises:
-            UserError: the file is not a JSON object.
-        """
+        """Return ``data.json``; empty if the run has none."""
         return _read_json(self.data)
 
     def environment_description(self) -> dict[str, Any]:
@@ -166,6 +149,7 @@ class Run:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if there is no such file."""
     if not path.is_file():
         return {}
     try:

@@ -171,9 +171,7 @@ class DebugConfig(Section):
 
 
 class AnswersConfig(Section):
-    """The answer for each outcome (response A is better, response B is better, tie), spelled exactly as it
-    follows the prompt's last character.
-    """
+    """Answer for each outcome, spelled exactly as it follows the prompt's last character."""
 
     a: str = Field(min_length=1)
     b: str = Field(min_length=1)

@@ -33,7 +33,7 @@ def leak_report(
 
     ``exact`` counts rows with a text that is equal (apart from case and white space) to one of
     training; ``near`` counts rows linked to training by a chain of similar texts, exact ones
-    included. A prompt in both makes the score too good: the model has seen how a person judged
+    included. A prompt in both makes the score too optimistic: the model has seen how a person judged
     it. A response in both is usual where models of one family are compared again; as many as half of the
     rows mean that the score does not show how well new responses are judged.
 
@@ -56,7 +56,7 @@ def leak_report(
     if split > overlap["near"]:
         warnings.append(
             f"{split:,} of {count:,} validation rows ({split / count:.0%}) share a value that rows are "
-            "grouped by with training rows; scores may be too good: leave out data.fold_file"
+            "grouped by with training rows; scores may be too optimistic: leave out data.fold_file"
         )
     return {
         "verdict": verdict(overlap["near"], count),
@@ -70,13 +70,13 @@ def verdict(leaking: int, rows: int) -> str:
     """Say in one line whether prompts leak.
 
     >>> verdict(3, 10)
-    'LEAK: 3 of 10 validation rows (30%) have a prompt that is in training too; scores will be too good'
+    'LEAK: 3 of 10 validation rows (30%) have a prompt that is in training too; scores will be too optimistic'
     """
     if not leaking:
         return "no prompt is in both training and validation"
     return (
         f"LEAK: {leaking:,} of {rows:,} validation rows ({leaking / rows:.0%}) have a prompt that is in "
-        "training too; scores will be too good"
+        "training too; scores will be too optimistic"
     )
 
 

@@ -63,7 +63,7 @@ def select_for_trained(
 ) -> Selection:
     """Select rows that none of the trained runs was trained on.
 
-    Of the data set that a single run was split from, whatever its file is called, these are the rows of
+    Of the data set that a single run was split from, regardless of the file's name, these are the rows of
     its validation fold. Of any other file they are the rows whose content is not among the training rows.
     Unlabelled rows are always kept, because they do not enter a score.
     ``eval.trained_rows=include`` keeps all rows.

@@ -18,17 +18,10 @@ from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 
 
 def head_logits(model: nn.Module, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
-    """Compute logits in float32, as neighbouring bfloat16 numbers between 16 and 32 are 0.125 apart.
+    """Compute the logits ``[..., ids]`` of vocabulary entries (None: all) from states ``[..., width]``.
 
-    Gemma 2's final cap is applied: ``cap * tanh(logits / cap)`` (arXiv:2408.00118).
-
-    Args:
-        model: its LM head is used.
-        states: hidden states ``[..., width]``.
-        ids: vocabulary entries; None for all of them.
-
-    Returns:
-        Float32 ``[..., len(ids)]`` or ``[..., vocabulary]``.
+    In float32, as neighbouring bfloat16 numbers between 16 and 32 are 0.125 apart, and with Gemma 2's final
+    cap: ``cap * tanh(logits / cap)`` (arXiv:2408.00118).
     """
     base = causal_lm(model)
     weight = cast(nn.Linear, base.get_output_embeddings()).weight  # type: ignore[operator]
@@ -55,13 +48,11 @@ class _Float32Head(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        weights = torch.split(ctx.weight, _Float32Head.ENTRIES)
+        columns = torch.split(gradient, _Float32Head.ENTRIES, dim=-1)
         total = torch.zeros(*gradient.shape[:-1], ctx.weight.shape[1], device=gradient.device)
-        for part, columns in zip(
-            torch.split(ctx.weight, _Float32Head.ENTRIES),
-            torch.split(gradient, _Float32Head.ENTRIES, dim=-1),
-            strict=True,
-        ):
-            total += columns @ part.float()
+        for part, weight in zip(columns, weights, strict=True):
+            total += part @ weight.float()
         return total.to(ctx.dtype), None
 
 
@@ -86,21 +77,17 @@ def answer_loss(
 ) -> Tensor:
     """Sum the rows' cross-entropy against ``batch.targets``; a float32 scalar.
 
-    Args:
-        decoder: the model to run.
-        batch: rows with targets.
-        answer_ids: token ids of the three answers.
-        kind: ``answers``: over the three answers only; ``vocabulary``: next-token loss over the whole
-            vocabulary (of longer answers, over all their tokens).
+    With ``kind="answers"`` it is that of the three answers only, with ``"vocabulary"`` the next-token loss
+    over the whole vocabulary (of longer answers, over all their tokens).
     """
-    if kind == "answers":
-        log_probabilities = answer_scores(decoder, batch, answer_ids).log_softmax(dim=-1)
-    elif _all_single(answer_ids):
+    if kind == "vocabulary" and _all_single(answer_ids):
         logits = head_logits(decoder.model, _slot_states(decoder, batch))
         answers = logits[:, [ids[0] for ids in answer_ids]]
         log_probabilities = answers - logits.logsumexp(dim=-1, keepdim=True)
     else:
         log_probabilities = answer_scores(decoder, batch, answer_ids)
+        if kind == "answers":
+            log_probabilities = log_probabilities.log_softmax(dim=-1)
     return -(batch.targets * log_probabilities).sum()
 
 

@@ -60,15 +60,7 @@ def row_by_row(
 
 
 def _one_row(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, window: int | None) -> Tensor:
-    """Attend from the last positions of a row.
-
-    Args:
-        q: ``[heads, queries, head_dim]``.
-        k, v: ``[key_value_heads, tokens, head_dim]``.
-
-    Returns:
-        ``[queries, heads, head_dim]``.
-    """
+    """Attend from a row's last positions, ``q`` ``[heads, queries, head_dim]``, with heads last but one."""
     queries, tokens = q.shape[1], k.shape[1]
     window_cuts = window is not None and window < tokens
     if cap is not None:
@@ -103,11 +95,7 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, mask: Ten
 def varlen(
     q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float, cap: float | None, window: int | None
 ) -> Tensor:
-    """Attend with flash attention for rows of different lengths; all positions are query positions.
-
-    Raises:
-        ValueError: ``cap`` is given, which the kernel does not support.
-    """
+    """Attend with variable-length flash attention, without a cap; every position has a query."""
     if cap is not None:
         raise ValueError(f"attention logits capped at {cap}: varlen attention can't cap; use flex")
     from torch.nn.attention.varlen import varlen_attn
@@ -133,7 +121,7 @@ def varlen(
 def flex(
     q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float, cap: float | None, window: int | None
 ) -> Tensor:
-    """Attend with FlexAttention, compiled on CUDA; all positions are query positions."""
+    """Attend with FlexAttention, compiled on CUDA; every position has a query."""
     # A window that cuts no row is dropped, so that such layers share the mask of the layers without one.
     narrow = window if window is not None and window < max(rows.lengths) else None
 

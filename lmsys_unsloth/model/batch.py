@@ -91,13 +91,9 @@ def by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[MicroBatch]
 def split_by_budget(
     units: Sequence[Sequence[int]], lengths: Sequence[int], tokens_per_batch: int, rows_per_batch: int
 ) -> Iterator[MicroBatch]:
-    """Group neighbouring units into batches.
+    """Group neighbouring units, row indices that must stay together, into batches.
 
-    Args:
-        units: row indices that must stay together.
-        lengths: number of tokens of each row.
-        tokens_per_batch: maximum rows × longest row of a batch; a larger unit forms its own batch.
-        rows_per_batch: maximum rows of a batch.
+    A batch holds at most ``tokens_per_batch`` padded tokens; a larger unit forms its own batch.
     """
     batch: list[int] = []
     longest = 0

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmsys_unsloth.model import attention, layers
 from lmsys_unsloth.model.layers import Kernels
-from lmsys_unsloth.model.memory import WORKSPACE, Shape, layer_bytes_per_token, micro_batch_bytes
+from lmsys_unsloth.model.memory import WORKSPACE, layer_bytes_per_token
 from lmsys_unsloth.model.packing import PackedRows
 
 RopeTable = tuple[Tensor, Tensor]
@@ -37,15 +37,9 @@ class Decoder(Protocol):
     def model(self) -> nn.Module: ...
 
     def __call__(self, input_ids: Tensor, lengths: Sequence[int], last: int = 1) -> Tensor:
-        """Compute hidden states after the final norm at the last positions of each row.
+        """Compute hidden states after the final norm, ``[rows, last, width]``, at each row's last positions.
 
-        Args:
-            input_ids: concatenated rows, int64 ``[tokens]``.
-            lengths: number of tokens of each row.
-            last: number of positions per row.
-
-        Returns:
-            ``[rows, last, width]``.
+        ``input_ids`` are concatenated rows, int64 ``[tokens]``, of ``lengths`` tokens.
         """
 
 
@@ -96,11 +90,10 @@ class FastDecoder:
         self.model, self.kernels = model, kernels
         base = cast(Any, causal_lm(model))
         self.config, self.decoder = base.config, base.model
-        if self.config.model_type not in ("llama", "gemma2"):
-            raise ValueError(
-                f"model_type {self.config.model_type!r}: the fast decoder knows llama and gemma2"
-            )
-        self.gemma = self.config.model_type == "gemma2"
+        kind = self.config.model_type
+        if kind not in ("llama", "gemma2"):
+            raise ValueError(f"model_type {kind!r}: the fast decoder knows llama and gemma2")
+        self.gemma = kind == "gemma2"
         self.cap: float | None = self.config.attn_logit_softcapping if self.gemma else None
         self.layers: list[Any] = list(self.decoder.layers)
         trained = [any(p.requires_grad for p in layer.parameters()) for layer in self.layers]
@@ -136,7 +129,7 @@ class FastDecoder:
         dropouts = [part for module in adapted.values() for part in module.lora_dropout.values()]
         rows = PackedRows((row_length,), (row_length,), self.decoder.embed_tokens.weight.device)
         return layer_bytes_per_token(
-            Shape.from_config(self.config.to_dict()),
+            self.config.to_dict(),
             row_length,
             itemsize=dtype.itemsize,
             ranks={name: sum(module.r.values()) for name, module in adapted.items()},
@@ -146,32 +139,19 @@ class FastDecoder:
         )
 
     def max_micro_batch_tokens(self, row_length: int, free_bytes: float) -> int:
-        """Return the largest micro-batch, in tokens, that fits into ``free_bytes`` without checkpoints.
-
-        Args:
-            row_length: number of tokens of the longest row.
-            free_bytes: memory for activations.
-        """
+        """Return the largest micro-batch, in tokens, that fits into ``free_bytes`` without checkpoints."""
         trained = len(self.layers) - self.first_trained
         return int(free_bytes / ((trained + WORKSPACE) * self.activation_bytes(row_length)))
 
     def checkpoints_needed(self, tokens: int, row_length: int, free_bytes: float) -> int:
         """Return the fewest checkpointed layers with which a micro-batch fits into ``free_bytes``.
 
-        Args:
-            tokens: number of tokens of the micro-batch.
-            row_length: number of tokens of its longest row.
-            free_bytes: memory for activations.
+        A checkpointed layer keeps its input only. ``row_length`` is the number of tokens of the longest row.
         """
         trained, weight = len(self.layers) - self.first_trained, self.decoder.embed_tokens.weight
-        per_token = self.activation_bytes(row_length)
-        checkpoint_per_token = weight.shape[1] * weight.element_size()
+        layer, inputs = self.activation_bytes(row_length), weight.shape[1] * weight.element_size()
         for count in range(trained):
-            needed = micro_batch_bytes(
-                tokens, per_token=per_token, checkpoint_per_token=checkpoint_per_token, trained=trained,
-                checkpointed=count,
-            )  # fmt: skip
-            if needed < free_bytes:
+            if tokens * (count * inputs + (trained - count + WORKSPACE) * layer) < free_bytes:
                 return count
         return trained
 
@@ -187,11 +167,7 @@ class FastDecoder:
     def _layer(
         self, index: int, x: Tensor, rows: PackedRows, table: RopeTable, last: int | None = None
     ) -> Tensor:
-        """Compute one layer of ``x`` ``[1, tokens, width]``, optionally for each row's last positions only.
-
-        Returns:
-            ``[1, tokens, width]``, or ``[1, rows * last, width]``.
-        """
+        """Compute a layer of ``x`` ``[1, tokens, width]``, for each row's ``last`` positions if given."""
         layer = self.layers[index]
         own, kernels, q_table = layer.self_attn, self.kernels, table
         h = self._norm(layer.input_layernorm, x)

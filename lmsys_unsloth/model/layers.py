@@ -60,12 +60,9 @@ def linear(module: nn.Module, x: Tensor) -> Tensor:
 
 def _is_special(module: Any) -> bool:
     """Whether the adapters are merged, DoRA or biased, which is left to PEFT."""
-    names = module.active_adapters
-    dora = getattr(module, "use_dora", {})
-    biased = any(
-        getattr(module.lora_B[name], "bias", None) is not None for name in names if name in module.lora_B
-    )
-    return bool(module.merged) or biased or any(dora.get(name) for name in names)
+    names = [name for name in module.active_adapters if name in module.lora_B]
+    biased = any(getattr(module.lora_B[name], "bias", None) is not None for name in names)
+    return bool(module.merged) or biased or any(getattr(module, "use_dora", {}).get(name) for name in names)
 
 
 def rms_norm(module: nn.Module, x: Tensor, *, gemma: bool, kernels: Kernels | None) -> Tensor:
@@ -106,7 +103,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def project_qkv(attention: nn.Module, x: Tensor, kernels: Kernels | None) -> tuple[Tensor, ...]:
-    """Query, key and value projections ``[..., heads * head_dim]`` of ``x``, before the rotary embedding."""
+    """Compute queries, keys and values ``[..., heads * head_dim]``, before the rotary embedding."""
     if kernels is not None and (fused := fused_function(attention, "apply_qkv")):
         return cast(tuple[Tensor, ...], fused(attention, x))
     a = cast(Any, attention)
@@ -114,7 +111,7 @@ def project_qkv(attention: nn.Module, x: Tensor, kernels: Kernels | None) -> tup
 
 
 def project_output(attention: nn.Module, x: Tensor, kernels: Kernels | None) -> Tensor:
-    """Output projection ``[..., width]`` of the heads' results."""
+    """Compute the output projection ``[..., width]`` of the heads' results."""
     if kernels is not None and (fused := fused_function(attention, "apply_o")):
         return cast(Tensor, fused(attention, x))
     return linear(cast(Any, attention).o_proj, x)
@@ -151,11 +148,10 @@ class _GatedProduct(torch.autograd.Function):
 
 
 def _activate(gate: Tensor, activation: str) -> Tensor:
-    match activation:
-        case "silu":
-            return F.silu(gate)
-        case "gelu_pytorch_tanh":
-            return F.gelu(gate, approximate="tanh")
+    if activation == "silu":
+        return F.silu(gate)
+    if activation == "gelu_pytorch_tanh":
+        return F.gelu(gate, approximate="tanh")
     raise ValueError(f"activation {activation!r}: known are silu (Llama) and gelu_pytorch_tanh (Gemma 2)")
 
 

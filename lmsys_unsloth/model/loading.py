@@ -28,11 +28,7 @@ _WEIGHT_FILES = [*_TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json",
 
 
 def local_folder(config: ModelConfig, *, weights: bool) -> Path:
-    """Return the folder that holds the model's tokenizer, downloading or converting it where needed.
-
-    Args:
-        config: which model.
-        weights: the folder must hold the model's weights too.
+    """Return the folder that holds the tokenizer, and ``weights`` if asked for; fetch them where needed.
 
     Raises:
         UserError: the hub can't be reached and nothing is cached, or the configured folder lacks files.
@@ -52,13 +48,9 @@ def local_folder(config: ModelConfig, *, weights: bool) -> Path:
 
 
 def require_available(config: ModelConfig) -> None:
-    """Check that the model's tokenizer can be loaded; imports neither unsloth nor transformers.
-
-    Raises:
-        UserError: as :func:`local_folder`, or the Python package with the weights is not installed.
-    """
+    """Raise :class:`UserError` if the tokenizer can't be loaded; imports neither unsloth nor transformers."""
     if config.path is None and config.package is not None:
-        smollm2.require_package()
+        smollm2.gguf_file()
     else:
         local_folder(config, weights=False)
 
@@ -71,8 +63,8 @@ def _download(config: ModelConfig, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repo, revision=config.revision, allow_patterns=patterns))
     except RepositoryNotFoundError as error:
-        reason = "the hub does not know it, or it is gated and no token is set"
         cause: Exception = error
+        reason = "the hub does not know it, or it is gated and no token is set"
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason, cause = "the hub can't be reached and nothing is cached", error
     raise UserError(
@@ -84,12 +76,8 @@ def _download(config: ModelConfig, patterns: list[str]) -> Path:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load the model's own tokenizer, unchanged.
-
-    Raises:
-        UserError: as :func:`local_folder`, before the slow import of unsloth.
-    """
-    folder = local_folder(config, weights=False)
+    """Load the model's own tokenizer, unchanged."""
+    folder = local_folder(config, weights=False)  # before the slow import, as it may fail
     import_unsloth()
     from transformers import AutoTokenizer
 
@@ -97,11 +85,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Module:
-    """Load the base model through unsloth, in 4-bit NF4 unless the configuration says otherwise.
-
-    Args:
-        config: which model, and in what form.
-        train: how it will be trained; None for scoring only.
+    """Load the base model through unsloth, to be trained as ``train`` says, or only scored if that is None.
 
     Raises:
         UserError: as :func:`local_folder`.
@@ -128,17 +112,10 @@ def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Modu
 
 
 def make_resident(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -> int:
-    """Replace 4-bit linear layers by plain ones with the same values, if memory allows it.
+    """Replace 4-bit linear layers by plain ones with the same values, if memory allows it; return how many.
 
     QLoRA trains against exactly these values, but computes them anew at every pass, which takes a quarter of
     a step of Llama 3 8B at 1,000 tokens a micro-batch.
-
-    Args:
-        model: changed in place.
-        resident: ``model.resident``; see :func:`~lmsys_unsloth.model.memory.should_dequantise`.
-
-    Returns:
-        The number of replaced layers.
     """
     import bitsandbytes as bnb
 

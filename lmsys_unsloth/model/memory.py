@@ -6,7 +6,6 @@ import ctypes
 import functools
 import resource
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -46,70 +45,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a Llama or Gemma 2 model."""
-
-    width: int
-    inner: int
-    """Width of the gated MLP."""
-    depth: int
-    heads: int
-    key_value_heads: int
-    head_dim: int
-    vocabulary: int
-    is_gemma: bool
-    is_tied: bool
-    """Whether the LM head is the embedding matrix."""
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Shape:
-        """Read the entries of a model's ``config.json``; absent ones have transformers' defaults."""
-        is_gemma = config.get("model_type") == "gemma2"
-        width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        return cls(
-            width=width,
-            inner=int(config["intermediate_size"]),
-            depth=int(config["num_hidden_layers"]),
-            heads=heads,
-            key_value_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or width // heads),
-            vocabulary=int(config["vocab_size"]),
-            is_gemma=is_gemma,
-            is_tied=bool(config.get("tie_word_embeddings", is_gemma)),
-        )
-
-    @property
-    def projections(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of the linear layers of one decoder layer, by name."""
-        q, kv = self.heads * self.head_dim, self.key_value_heads * self.head_dim
-        return {
-            "q_proj": (self.width, q),
-            "k_proj": (self.width, kv),
-            "v_proj": (self.width, kv),
-            "o_proj": (q, self.width),
-            "gate_proj": (self.width, self.inner),
-            "up_proj": (self.width, self.inner),
-            "down_proj": (self.inner, self.width),
-        }
+def projection_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of a decoder layer's linear layers, by name, from a model's ``config.json``."""
+    width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    head_dim = config.get("head_dim") or width // heads
+    q, kv = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
+    return {
+        "q_proj": (width, q), "k_proj": (width, kv), "v_proj": (width, kv), "o_proj": (q, width),
+        "gate_proj": (width, inner), "up_proj": (width, inner), "down_proj": (inner, width),
+    }  # fmt: skip
 
 
 def layer_bytes_per_token(
-    shape: Shape,
-    row_length: int,
-    *,
-    itemsize: int,
-    ranks: Mapping[str, int],
-    dropout: bool,
-    flash: bool,
-    fused: bool,
-) -> int:
+    config: Mapping[str, Any], row_length: int, *, itemsize: int, ranks: Mapping[str, int],
+    dropout: bool, flash: bool, fused: bool,
+) -> int:  # fmt: skip
     """Count the bytes per token that a layer of the fast decoder keeps for the backward pass.
 
     They are added up tensor by tensor as autograd saves them; tests compare the sum with what it does save.
 
     Args:
-        shape: of the model.
+        config: the model's ``config.json``.
         row_length: number of tokens of a row.
         itemsize: bytes per number of the dtype that the model computes in.
         ranks: LoRA rank by name of the adapted linear layers.
@@ -117,19 +73,19 @@ def layer_bytes_per_token(
         flash: whether one attention kernel runs over all rows (``varlen`` or ``flex``).
         fused: whether unsloth's fused LoRA functions run.
     """
-    sizes = shape.projections
-    q, kv = sizes["q_proj"][1], sizes["k_proj"][1]
-    kept = (4 if shape.is_gemma else 2) * (shape.width * itemsize + 4)  # norms: input and float32 scale
-    kept += 2 * shape.inner * itemsize  # gate and up; their product is recomputed
-    if flash or not shape.is_gemma:
+    sizes, gemma = projection_shapes(config), config["model_type"] == "gemma2"
+    (width, q), kv, heads = sizes["q_proj"], sizes["k_proj"][1], config["num_attention_heads"]
+    kept = (4 if gemma else 2) * (width * itemsize + 4)  # norms: input and float32 scale
+    kept += 2 * config["intermediate_size"] * itemsize  # gate and up; their product is recomputed
+    if flash or not gemma:
         # Queries, keys, values, output, and a float32 log-sum-exp per head, of which FlexAttention keeps two.
-        kept += (2 * q + 2 * kv) * itemsize + (8 if shape.is_gemma else 4) * shape.heads
+        kept += (2 * q + 2 * kv) * itemsize + (8 if gemma else 4) * heads
     else:
         # Queries, keys and values of every head; for each pair of positions tanh, softmax, weights and mask.
-        kept += 3 * q * itemsize + (8 * shape.heads + 1) * row_length
+        kept += 3 * q * itemsize + (8 * heads + 1) * row_length
     inputs = {name: sizes[name][0] for name in ranks}
     if dropout:  # each adapter has its own input and, on a CPU in the same dtype, its mask
-        return kept + itemsize * (2 * sum(inputs.values()) + sum(ranks.values()))
+        return int(kept + itemsize * (2 * sum(inputs.values()) + sum(ranks.values())))
     shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
     inputs = {shared.get(name, name): n for name, n in inputs.items()}
     if flash:
@@ -137,46 +93,19 @@ def layer_bytes_per_token(
     if fused:
         inputs.pop("down_proj", None)  # recomputed
     products = 0 if fused else sum(ranks.values())  # of the inputs with the A matrices
-    return kept + itemsize * (sum(inputs.values()) + products)
-
-
-def micro_batch_bytes(
-    tokens: int, *, per_token: float, checkpoint_per_token: float, trained: int, checkpointed: int
-) -> float:
-    """Activations of a micro-batch, in bytes.
-
-    Args:
-        tokens: number of tokens of the micro-batch.
-        per_token: bytes that a layer keeps per token (:func:`layer_bytes_per_token`).
-        checkpoint_per_token: bytes that a checkpointed layer keeps per token: its input.
-        trained: number of layers that get gradients.
-        checkpointed: number of them that are checkpointed.
-    """
-    return tokens * (checkpointed * checkpoint_per_token + (trained - checkpointed + WORKSPACE) * per_token)
+    return int(kept + itemsize * (sum(inputs.values()) + products))
 
 
 def should_dequantise(resident: str, weights: int, itemsize: int, available: float) -> bool:
-    """Whether 4-bit weights are dequantised once.
-
-    Args:
-        resident: ``model.resident``.
-        weights: number of 4-bit weights.
-        itemsize: bytes per dequantised weight.
-        available: bytes that are free beside the 4-bit model.
-    """
+    """Whether ``model.resident`` has 4-bit weights dequantised once, given the free memory in bytes."""
     extra = weights * (itemsize - NF4_BYTES)
     return resident == "bf16" or (resident == "auto" and extra <= RESIDENT_SHARE * available)
 
 
 def forecast_memory(
-    model_config: Mapping[str, Any],
-    model: ModelConfig,
-    lora: LoraConfig,
-    train: TrainConfig,
-    *,
-    tokens: int,
-    row_length: int,
-) -> tuple[float, float]:
+    model_config: Mapping[str, Any], model: ModelConfig, lora: LoraConfig, train: TrainConfig, *,
+    tokens: int, row_length: int,
+) -> tuple[float, float]:  # fmt: skip
     """Estimate the memory of a training before its model is loaded.
 
     Args:
@@ -188,32 +117,25 @@ def forecast_memory(
     Returns:
         Bytes of the weights, and bytes of the activations of one micro-batch.
     """
-    shape = Shape.from_config(model_config)
     itemsize = 4 if model.dtype == "float32" else 2
-    linear = shape.depth * sum(inputs * outputs for inputs, outputs in shape.projections.values())
-    embeddings = shape.vocabulary * shape.width * (1 if shape.is_tied else 2)
-    weights = embeddings * itemsize + linear * (NF4_BYTES if model.load_in_4bit else itemsize)
+    width, depth = model_config["hidden_size"], model_config["num_hidden_layers"]
+    linear = depth * sum(inputs * outputs for inputs, outputs in projection_shapes(model_config).values())
+    tied = model_config.get("tie_word_embeddings", model_config["model_type"] == "gemma2")
+    weights = model_config["vocab_size"] * width * (1 if tied else 2) * itemsize
+    weights += linear * (NF4_BYTES if model.load_in_4bit else itemsize)
     if model.load_in_4bit and should_dequantise(model.resident, linear, itemsize, free_bytes() - weights):
         weights += linear * (itemsize - NF4_BYTES)
     half_on_gpu = torch.cuda.is_available() and itemsize == 2
-    per_token = layer_bytes_per_token(
-        shape,
-        min(row_length, tokens),
-        itemsize=itemsize,
-        ranks=dict.fromkeys(lora.target_modules, lora.r),
-        dropout=lora.dropout > 0,
+    layer = layer_bytes_per_token(
+        model_config, min(row_length, tokens), itemsize=itemsize,
+        ranks=dict.fromkeys(lora.target_modules, lora.r), dropout=lora.dropout > 0,
         flash=half_on_gpu and has_flash_attention(torch.device("cuda")),
         fused=half_on_gpu and lora.dropout == 0,
-    )
-    trained = max(0, shape.depth - lora.first_layer)
-    activations = micro_batch_bytes(
-        tokens,
-        per_token=per_token,
-        checkpoint_per_token=shape.width * itemsize,
-        trained=trained,
-        checkpointed=trained if train.checkpoint == "all" else 0,
-    )
-    return weights, activations
+    )  # fmt: skip
+    trained = max(0, depth - lora.first_layer)
+    if train.checkpoint == "all":
+        return weights, tokens * (trained * width * itemsize + WORKSPACE * layer)
+    return weights, tokens * (trained + WORKSPACE) * layer
 
 
 SLACK_GB = 2.0

@@ -48,11 +48,7 @@ class PackedRows:
         return ends.cumsum(0, dtype=torch.int32)
 
     def select_last(self, count: int) -> tuple[Tensor, PackedRows]:
-        """Restrict the query positions to the last ``count`` of each row.
-
-        Returns:
-            Their packed indices, int64 ``[rows * count]``, and the layout with these query positions.
-        """
+        """Return the indices ``[rows * count]`` of the last positions, and a layout with queries at these."""
         ends = torch.tensor(self.lengths, device=self.device).cumsum(0)
         index = (ends[:, None] - torch.arange(count, 0, -1, device=self.device)).reshape(-1)
         return index, PackedRows(self.lengths, (count,) * len(self.lengths), self.device)

@@ -34,12 +34,7 @@ def choose_decoder(
 
     The fast one calls unsloth's kernels and recent PyTorch attention; versions of these that were not tested
     could fail or compute something else. Then a warning is logged and the run continues, more slowly.
-
-    Args:
-        model: base model with or without adapters.
-        rows: the rows to be trained on or scored.
-        fast: ``train.fast``.
-        training: compare the adapters' gradients too.
+    They are compared on the shortest ``rows``, in ``training`` by the adapters' gradients too.
     """
     reference = loading.make_decoder(model, fast=False)
     if not fast or not rows:
@@ -52,27 +47,25 @@ def choose_decoder(
         decoder = loading.make_decoder(model, fast=True)
         found = parity_distances(decoder, reference, batch, gradients=training)
     except Exception as error:
-        log.warning("the fast path failed (%s: %s); going on without it", type(error).__name__, error)
+        log.warning("the fast decoder failed (%s: %s); it is not used", type(error).__name__, error)
         return reference
     finally:
         model.train(was_training)
     text = " and ".join(f"{distance:.1e}" for distance in found)
     if not all(d <= most for d, most in zip(found, TOLERANCE[compute_dtype(model)], strict=False)):
         log.warning(
-            "the fast path does not compute what the model's own forward does (relative distance %s); "
-            "going on without it", text,
+            "the fast decoder disagrees with the model's own forward pass (relative distance %s); "
+            "it is not used", text,
         )  # fmt: skip
         return reference
-    log.info("the fast path agrees with the model's own forward (relative distance %s)", text)
+    log.info("the fast decoder agrees with the model's own forward pass (relative distance %s)", text)
     return decoder
 
 
 def parity_distances(decoder: Decoder, reference: Decoder, batch: Batch, *, gradients: bool) -> list[float]:
-    """Measure the relative distance between two decoders of the same model.
+    """Return the largest of the rows' ``|a - b| / |b|``, Euclidean norms of their hidden states.
 
-    Returns:
-        The largest of the rows' ``|a - b| / |b|``, Euclidean norms of their hidden states; with ``gradients``
-        also that of all adapters' gradients together.
+    With ``gradients`` that of all adapters' gradients together is returned too.
     """
     results = [_states_and_gradients(each, batch, gradients) for each in (decoder, reference)]
     return [float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in zip(*results, strict=True)]

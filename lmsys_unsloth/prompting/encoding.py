@@ -97,20 +97,15 @@ class RowEncoder:
         return encoded
 
     def facts(self) -> dict[str, str]:
-        """Results of the checks at construction, as text for the table at the start of a run.
-
-        >>> encoder.facts()  # doctest: +SKIP
-        {'answers': "' A' 362, ' B' 426, ' Tie' 59825", 'BOS': '128000, once',
-         'padding': 'never before the slot', 'budget': '73 of 3072 tokens are the template itself'}
-        """
+        """Results of the checks at construction, by name: ``{"BOS": "128000, once", ...}``."""
         answers = self.prompt.answers.model_dump().values()
         ids = (" ".join(map(str, each)) for each in self.answer_ids)
         own = self.budget.costs.fixed + self.budget.costs.per_turn
         return {
             "answers": ", ".join(f"{answer!r} {each}" for answer, each in zip(answers, ids, strict=True)),
-            "BOS": "none, as the tokenizer has it" if self.bos_id is None else f"{self.bos_id}, once",
-            "padding": "never before the slot",
-            "budget": f"{own} of {self.prompt.max_tokens} tokens are the template itself",
+            "BOS": "none, as the tokenizer adds none" if self.bos_id is None else f"{self.bos_id}, once",
+            "padding": "never before the answer slot",
+            "budget": f"{own} of {self.prompt.max_tokens} tokens are the template's own text",
         }
 
     def preview(self, row: EncodedRow) -> str:

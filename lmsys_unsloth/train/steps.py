@@ -60,17 +60,15 @@ def plan_steps(
     """
     random = np.random.default_rng(seed)
     longest = [max(lengths[row] for row in unit) for unit in units]
+    budget = min(tokens_per_micro_batch, tokens_per_step or tokens_per_micro_batch)
+    window = WINDOW_STEPS * rows_per_step
     steps: list[Step] = []
     for _ in range(epochs):
         order = random.permutation(len(units))
-        window = WINDOW_STEPS * rows_per_step
         micro_batches: list[MicroBatch] = []
         for start in range(0, len(order), window):
-            rows = sorted(
-                (int(unit) for unit in order[start : start + window]), key=lambda unit: longest[unit]
-            )
-            budget = min(tokens_per_micro_batch, tokens_per_step or tokens_per_micro_batch)
-            cut = list(split_by_budget([units[unit] for unit in rows], lengths, budget, rows_per_step))
+            chosen = sorted(order[start : start + window].tolist(), key=longest.__getitem__)
+            cut = list(split_by_budget([units[unit] for unit in chosen], lengths, budget, rows_per_step))
             micro_batches += [cut[i] for i in random.permutation(len(cut))]
         steps += _fill_steps(micro_batches, lengths, rows_per_step, tokens_per_step or sys.maxsize)
     return steps

@@ -64,29 +64,13 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose dataset items are optimiser steps, each made of micro-batches within a token budget.
 
     The gradient of a step is that of the mean loss over its rows, however they are split into micro-batches.
-
-    Args:
-        decoder: the model to train.
-        tokenizer: saved beside the checkpoints.
-        steps: micro-batches of every optimiser step.
-        answer_ids: token ids of the three answers.
-        config: optimisation settings.
-        run: checkpoints are written into its directory.
-        seed: of dropout.
-        metric_logger: receives loss, learning rate and gradient norm.
+    The ``tokenizer`` is saved beside the checkpoints; the ``seed`` is that of dropout.
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        tokenizer: PreTrainedTokenizerBase,
-        steps: StepDataset,
-        answer_ids: AnswerIds,
-        config: TrainConfig,
-        run: Run,
-        seed: int,
-        metric_logger: MetricLogger,
-    ) -> None:
+        self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, steps: StepDataset, answer_ids: AnswerIds,
+        config: TrainConfig, run: Run, seed: int, metric_logger: MetricLogger,
+    ) -> None:  # fmt: skip
         model = cast("PeftModel", decoder.model)
         self.decoder, self.steps, self.answer_ids, self.loss_kind = decoder, steps, answer_ids, config.loss
         self.memory = memory.Releaser()
@@ -144,11 +128,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         return [batch] if self.tokens_limit is None else batch.split(self.tokens_limit)
 
     def _reduce_memory(self, batches: Sequence[Batch]) -> None:
-        """Use smaller micro-batches from now on or, once they are single rows, checkpoint all layers.
-
-        Raises:
-            UserError: a single row does not fit with all layers checkpointed.
-        """
+        """Use smaller micro-batches from now on or, once they are single rows, checkpoint all layers."""
         largest = max(batch.padded_tokens for batch in batches)
         if any(len(batch) > 1 for batch in batches):
             several = [batch.padded_tokens for batch in batches if len(batch) > 1]
@@ -171,7 +151,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
             torch.cuda.empty_cache()
 
     def _scales_gradients(self) -> bool:
-        """Whether the loss is scaled (float16); the first gradients may then overflow until the scale settles."""
+        """Whether the loss is scaled (float16): the first gradients may overflow until the scale settles."""
         return bool(self.args.fp16)
 
     def floating_point_ops(self, inputs: Any) -> int:

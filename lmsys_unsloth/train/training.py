@@ -42,18 +42,9 @@ ACTIVATION_SHARE = 0.8
 
 
 def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: MetricLogger) -> PeftModel:
-    """Train adapters on the configured base model and save them in the run.
+    """Train adapters on the configured base model, save them in the run, and return both models in one.
 
     A run that already holds adapters (it was interrupted while scoring) is not trained again.
-
-    Args:
-        config: the run's configuration.
-        run: gets ``checkpoints/``, ``adapter/`` and ``training.json``.
-        prepared: training rows and their encoder.
-        metric_logger: receives loss, learning rate and speed.
-
-    Returns:
-        The base model with trained adapters.
     """
     base = loading.load_model(config.model, config.train)
     if run.adapter.is_dir():
@@ -86,10 +77,9 @@ def train(
         tokenizer: saved beside the checkpoints by trl.
         rows: labelled rows.
         units: indices into ``rows``; the rows of one unit share an optimiser step.
-        config: optimisation settings.
+        config, seed: settings, and the seed of the order of the rows.
         answer_ids: token ids of the three answers.
         run: gets ``checkpoints/`` and, at the end, ``training.json``.
-        seed: of the order of the rows.
         metric_logger: receives loss, learning rate and speed.
 
     Raises:
@@ -99,13 +89,10 @@ def train(
     lengths = [len(row.input_ids) for row in rows]
     steps = _plan(units, lengths, config, seed)
     decoder = choose_decoder(model, rows, fast=config.fast, training=True)
-    packed = isinstance(decoder, FastDecoder)
+    packed = isinstance(decoder, FastDecoder)  # the reference decoder pads
     padding = 0.0 if packed else padding_share([batch for step in steps for batch in step], lengths)
-    if (
-        isinstance(decoder, FastDecoder)
-        and config.tokens_per_micro_batch == "auto"
-        and torch.cuda.is_available()
-    ):
+    auto = config.tokens_per_micro_batch == "auto" and torch.cuda.is_available()
+    if isinstance(decoder, FastDecoder) and auto:
         steps = _merge_as_memory_allows(steps, decoder, lengths)
     checkpointing = _set_checkpoints(decoder, config, steps, lengths)
     log.info(
@@ -113,10 +100,8 @@ def train(
         len(rows), len(steps), config.rows_per_step,
         "no padding" if packed else f"{padding:.1%} padding", checkpointing,
     )  # fmt: skip
-    resumed_at = run.newest_checkpoint()
-    trainer = AnswerTrainer(
-        decoder, tokenizer, StepDataset(steps, rows), answer_ids, config, run, seed, metric_logger
-    )
+    resumed_at, items = run.newest_checkpoint(), StepDataset(steps, rows)
+    trainer = AnswerTrainer(decoder, tokenizer, items, answer_ids, config, run, seed, metric_logger)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if resumed_at is None else str(run.checkpoint(resumed_at)))
     summary = {
@@ -134,7 +119,7 @@ def train(
 def _plan(
     units: Sequence[Sequence[int]], lengths: Sequence[int], config: TrainConfig, seed: int
 ) -> list[Step]:
-    """All optimiser steps. Free memory plays no part, so that any machine can resume the run."""
+    """Plan all optimiser steps independently of the free memory, so that any machine can resume the run."""
     limit = config.tokens_per_micro_batch
     steps = plan_steps(
         units,
@@ -151,7 +136,7 @@ def _plan(
 def _merge_as_memory_allows(
     steps: Sequence[Step], decoder: FastDecoder, lengths: Sequence[int]
 ) -> list[Step]:
-    """The same steps in as few micro-batches as fit with all activations kept."""
+    """Merge micro-batches within each step as far as all their activations fit into memory."""
     fit = decoder.max_micro_batch_tokens(max(lengths), ACTIVATION_SHARE * memory.free_bytes())
     return [merge_micro_batches(step, lengths, min(fit, MAX_MERGED_TOKENS)) for step in steps]
 
@@ -168,7 +153,7 @@ def _speed(done: Sequence[Step], lengths: Sequence[int], seconds: float) -> dict
 def _set_checkpoints(
     decoder: Decoder, config: TrainConfig, steps: Sequence[Step], lengths: Sequence[int]
 ) -> str:
-    """Choose the layers whose activations are recomputed; returns the choice in words."""
+    """Set the layers whose activations are recomputed, and return the choice in words."""
     if not isinstance(decoder, FastDecoder):
         return "unsloth's checkpointing" if config.checkpoint == "all" else "all activations kept"
     trained = len(decoder.layers) - decoder.first_trained

@@ -131,7 +131,7 @@ def test_ctrl_c_and_resume(tiny_folder: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors[-2000:]
-    assert "go on with: python train.py resume=RUN" in errors and "Traceback" not in errors
+    assert "resume with: python train.py resume=RUN" in errors and "Traceback" not in errors
     refused = run("train.py", "resume=RUN", "train.epochs=2", cwd=tmp_path, status=2)
     assert "train.epochs=2 would change it" in refused.stderr
     # a shorter training, so that the test ends soon

@@ -43,7 +43,7 @@ def test_every_text_must_have_a_placeholder() -> None:
 
 def test_both_responses_must_appear_equally_often() -> None:
     found = problems([TURN, {"each_turn": "{response_a}"}])
-    assert "both answers must be shown equally often" in found[0]
+    assert "both must appear equally often" in found[0]
 
 
 def test_placeholders_are_counted_over_the_whole_body() -> None:

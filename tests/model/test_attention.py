@@ -14,8 +14,6 @@ from lmsys_unsloth.model import attention
 from lmsys_unsloth.model.attention import choose_attention, flex, has_flash_attention, row_by_row, varlen
 from lmsys_unsloth.model.packing import MIN_POSITIONS, PackedRows
 
-pytestmark = pytest.mark.numeric
-
 LENGTHS = (5, 17, 1, 30)
 CASES = [(None, None), (None, 6), (20.0, None), (20.0, 6), (20.0, 300)]
 HEADS, GROUPS, DIMENSIONS = 4, 2, 16
@@ -55,6 +53,7 @@ def by_definition(
     return out
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("cap", "window"), CASES)
 def test_row_by_row_is_attention_by_its_definition(cap: float | None, window: int | None) -> None:
     with torch.no_grad():
@@ -63,6 +62,7 @@ def test_row_by_row_is_attention_by_its_definition(cap: float | None, window: in
         assert_close(row_by_row(q, k, v, packed(), SCALE, cap, window), expected)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("cap", "window"), CASES)
 def test_flex_equals_row_by_row(cap: float | None, window: int | None) -> None:
     with torch.no_grad():
@@ -71,6 +71,7 @@ def test_flex_equals_row_by_row(cap: float | None, window: int | None) -> None:
     assert_close(one, other)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("tokens", [2, 7, 128, 129, 250])
 def test_short_rows_in_bfloat16_have_the_gradients_of_float32(tokens: int) -> None:
     exact, up = random_qkv(tokens), torch.randn(tokens, HEADS, DIMENSIONS)
@@ -90,6 +91,7 @@ def test_short_rows_in_bfloat16_have_the_gradients_of_float32(tokens: int) -> No
         assert (short.float() - reference).norm() <= rounding * reference.norm() + 1e-6
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("cap", "window"), CASES)
 @pytest.mark.parametrize("count", [1, 3])
 def test_queries_at_the_last_positions_only_give_the_same_results_there(
@@ -105,6 +107,7 @@ def test_queries_at_the_last_positions_only_give_the_same_results_there(
     assert_close(at_the_end, everywhere[chosen])
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize(("cap", "window"), CASES)
 def test_flex_has_the_gradients_of_row_by_row(
@@ -164,6 +167,7 @@ def test_choice_by_device_and_cap(monkeypatch: pytest.MonkeyPatch) -> None:
         varlen(*random_qkv(), packed(), SCALE, 50.0, None)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("version", ["2.10", "2.11", "2.13"])
 @pytest.mark.parametrize("window", [None, 6])
 def test_varlen_calls_each_version_of_torch_correctly(

@@ -26,8 +26,6 @@ from lmsys_unsloth.model.batch import Batch, collate
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder
 from lmsys_unsloth.model.packing import PackedRows
 
-pytestmark = pytest.mark.numeric
-
 LABELS = np.eye(3)[[0, 1, 2, 1, 0, 2]]
 
 
@@ -60,6 +58,7 @@ def assert_equal(one: Any, other: Any) -> None:
         assert torch.equal(gradient, other[1][name]), name
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("kind", "answers"), [("answers", ANSWERS), ("vocabulary", ANSWERS), ("answers", LONG_ANSWERS)]
@@ -72,6 +71,7 @@ def test_losses_and_lora_gradients_equal_the_reference_decoders(
     assert_same(fast, loss_and_gradients(ReferenceDecoder(model), batch, kind, answers))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("checkpointed", [0, 3])
 def test_flex_attention_gives_the_same_gradients(
@@ -94,6 +94,7 @@ def test_flex_attention_gives_the_same_gradients(
     assert len(flex_as_on_cuda) == (1 if architecture == "llama" else 2), "one with a window, one without"
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_checkpointed_layers_give_the_same_gradients_and_keep_less(
@@ -114,6 +115,7 @@ def kept(decoder: Decoder, batch: Batch) -> int:
     return counted.bytes
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_frozen_lower_layers_keep_nothing(architecture: Architecture) -> None:
     whole = with_adapters(tiny_model(architecture, num_hidden_layers=12))
@@ -165,6 +167,7 @@ def test_checkpoints_needed_grow_as_memory_shrinks() -> None:
     assert decoder.checkpoints_needed(fit - 1, 40, 1e9) == 0 < decoder.checkpoints_needed(fit + 1, 40, 1e9)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_rope_table_is_the_models_own(architecture: Architecture) -> None:
     model: Any = tiny_model(architecture)
@@ -194,6 +197,7 @@ def test_dropout_acts_in_training_only() -> None:
         )
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("special", ["dora", "bias", "merged", "disabled"])
 def test_special_adapters_are_computed_by_peft(special: str) -> None:
     from peft import LoraConfig, get_peft_model
@@ -222,6 +226,7 @@ def test_another_architecture_is_refused() -> None:
         FastDecoder(model)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_unsloths_functions_are_called_where_unsloth_set_them(architecture: Architecture) -> None:
     """On CUDA; here functions with unsloth's names and calling conventions replace them."""

@@ -28,7 +28,7 @@ from lmsys_unsloth.model import loading, memory
 from lmsys_unsloth.model.answer_head import answer_loss
 from lmsys_unsloth.model.batch import collate
 from lmsys_unsloth.model.decoder import FastDecoder
-from lmsys_unsloth.model.memory import NF4_BYTES, Shape, layer_bytes_per_token
+from lmsys_unsloth.model.memory import NF4_BYTES, layer_bytes_per_token
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LLAMA3 = dict(
@@ -78,11 +78,10 @@ def test_activation_bytes_are_what_a_layer_keeps(
 @pytest.mark.parametrize(("settings", "traced"), [(LLAMA3, 3.543e6), (GEMMA2, 5.253e6)])
 def test_activation_bytes_on_a_gpu(settings: dict[str, Any], traced: float) -> None:
     """Traced: bytes per token that all layers keep at full size with unsloth's kernels and bfloat16."""
-    shape = Shape.from_config(settings)
     layer = layer_bytes_per_token(
-        shape, 1024, itemsize=2, ranks=dict.fromkeys(ALL, 16), dropout=False, flash=True, fused=True
+        settings, 1024, itemsize=2, ranks=dict.fromkeys(ALL, 16), dropout=False, flash=True, fused=True
     )
-    assert layer * shape.depth == pytest.approx(traced, rel=5e-4)
+    assert layer * settings["num_hidden_layers"] == pytest.approx(traced, rel=5e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""Training a tiny model: it learns, resumes after a kill, copes with little memory, detects zero gradients."""
+"""Training a tiny model: it learns, resumes after a kill, copes with little memory and zero gradients."""
 
 from __future__ import annotations
 
@@ -107,7 +107,6 @@ def test_a_killed_training_resumes_exactly(
         assert torch.equal(adapters(resumed)[name], tensor), name
 
 
-@pytest.mark.numeric
 def test_the_same_seed_gives_the_same_adapters(folder: Path, tmp_path: Path) -> None:
     first, second = adapted(folder), adapted(folder)
     fit(first, folder, Run(tmp_path / "1"))
@@ -156,7 +155,7 @@ def test_the_fast_path_gives_the_same_learning_curve(folder: Path, tmp_path: Pat
         assert account["fast"] is fast and (account["padding_share"] == 0) is fast
         curves.append([point["loss"] for point in account["learning_curve"]])
         weights.append(adapters(model))
-    rounding = len(curves[0]) * tolerance(products=2, passes=2)  # two layers; the errors of the steps add up
+    rounding = len(curves[0]) * tolerance(products=2, passes=2)  # the errors of the steps add up
     np.testing.assert_allclose(curves[0], curves[1], rtol=rounding)
     for name, tensor in weights[0].items():
         assert (tensor - weights[1][name]).norm() <= rounding * tensor.norm(), name
@@ -185,7 +184,7 @@ def test_out_of_memory_makes_smaller_micro_batches_and_loses_no_step(
     assert 1 <= len(warnings) <= 2 and "same step" in warnings[0]
     runs = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("plenty", "scarce")]
     assert runs[0]["steps"] == runs[1]["steps"] == len(runs[1]["learning_curve"])
-    rounding = runs[0]["steps"] * tolerance(products=2, passes=2)  # two layers; the errors of the steps add up
+    rounding = runs[0]["steps"] * tolerance(products=2, passes=2)  # the errors of the steps add up
     for name, tensor in adapters(plenty).items():
         assert (adapters(scarce)[name] - tensor).norm() <= rounding * tensor.norm(), name
 
