@@ -16,9 +16,7 @@ def test_every_import_follows_the_order_of_the_folders() -> None:
         for source, targets in graph().items()
         for target in targets
         if folder(source) in FOLDERS
-        and (
-            folder(target) not in FOLDERS or FOLDERS.index(folder(target)) > FOLDERS.index(folder(source))
-        )
+        and (folder(target) not in FOLDERS or FOLDERS.index(folder(target)) > FOLDERS.index(folder(source)))
     ]
     assert not wrong, "\n".join([*wrong, "", drawing()])
 

@@ -92,7 +92,7 @@ def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
     changes = [override for override in _overrides() if not override.startswith("resume=")]
     if changes:
         raise UserError(
-            f"resume={resume} continues with that run's configuration; {', '.join(changes)} would change it.\n"
+            f"resume={resume} uses that run's configuration; {', '.join(changes)} would change it.\n"
             "  Leave the other overrides out, or start a new run."
         )
     run = Run.open(Path(resume))
