@@ -47,8 +47,9 @@ def measure(arena: Path, tokenizer_folder: str) -> None:
         from omegaconf import OmegaConf
         from transformers import AutoTokenizer
 
+        from lmsys_unsloth.config.prompt_schema import PromptConfig
         from lmsys_unsloth.config.run_directory import Run
-        from lmsys_unsloth.config.schema import DataConfig, PromptConfig
+        from lmsys_unsloth.config.schema import DataConfig
         from lmsys_unsloth.data import dataset
         from lmsys_unsloth.data.comparison import swap_rows
         from lmsys_unsloth.prompting import encoding

@@ -15,12 +15,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lmsys_unsloth.config.parsing import Config, parse_config
+from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.config.schema import (
     DataConfig,
     EvalConfig,
     LoraConfig,
     ModelConfig,
-    PromptConfig,
     TrainConfig,
 )
 

@@ -24,7 +24,7 @@ from lmsys_unsloth.core.errors import UserError
 if TYPE_CHECKING:
     from lmsys_unsloth.report.tracking import Tracker
 
-_GROUPS = ("model", "prompt", "lora", "data", "train", "logger", "experiment", "debug")
+_GROUPS = ("model", "prompt", "lora", "head", "data", "train", "logger", "experiment", "debug")
 _COMMAND_KEYS = ("resume", "run", "runs")
 """Keys that name the run directories a command works on; all other keys describe the run itself."""
 _FREE_GROUPS = ("logger", "debug")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lmsys_unsloth.config import placeholders
-from lmsys_unsloth.config.schema import DataConfig, ModelConfig, PromptConfig
+from lmsys_unsloth.config.prompt_schema import PromptConfig
+from lmsys_unsloth.config.schema import DataConfig, ModelConfig
 
 
 def contradictions(valid: Mapping[str, Any]) -> list[str]:
@@ -64,7 +65,7 @@ def prompt_problems(prompt: PromptConfig) -> list[str]:
             f"prompt.truncation.when_longer_than = {threshold}: must not be above "
             f"prompt.max_tokens = {prompt.max_tokens}; lower the first or raise the second"
         )
-    answers = prompt.answers.model_dump()
+    answers = prompt.answers.model_dump(exclude_none=True)
     if len(set(answers.values())) < len(answers):
         problems.append(f"prompt.answers = {answers}: must be three different texts")
     return problems

@@ -10,6 +10,7 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from lmsys_unsloth.config import schema
 from lmsys_unsloth.config.checks import contradictions
+from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.core.errors import UserError
 
 
@@ -21,8 +22,9 @@ class Config(schema.Section):
     fold: NonNegativeInt
     """Fold to validate on; the others are for training."""
     model: schema.ModelConfig
-    prompt: schema.PromptConfig
+    prompt: PromptConfig
     lora: schema.LoraConfig
+    head: schema.HeadConfig
     data: schema.DataConfig
     train: schema.TrainConfig
     eval: schema.EvalConfig

@@ -1,11 +1,13 @@
 """The sections of a run's configuration: what each key under ``conf/`` means and which values it may have.
 
+The ``prompt`` section is in :mod:`~lmsys_unsloth.config.prompt_schema`.
+
 Nothing here imports torch, so that a wrong value on the command line is reported within about a second.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,10 +18,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
 )
-
-from lmsys_unsloth.config import placeholders
 
 
 class Section(BaseModel):
@@ -57,8 +56,11 @@ class ModelConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), or training without them."""
 
+    kind: Literal["lora", "full"]
+    """``lora``: train adapters. ``full``: train the ``target_modules`` themselves, from ``first_layer`` on,
+    with float32 copies of their weights (for models of SmolLM2's size); other keys here are unused."""
     r: PositiveInt
     """Rank of the update matrices."""
     alpha: PositiveFloat
@@ -71,8 +73,24 @@ class LoraConfig(Section):
     """Linear layers with adapters."""
     use_rslora: bool
     """Multiply updates by ``alpha / sqrt(r)`` instead (Kalajdzievski 2023, arXiv:2312.03732)."""
+    use_dora: bool
+    """Train the norm of each output separately (DoRA, Liu et al. 2024, arXiv:2402.09353); slower."""
     first_layer: NonNegativeInt
     """Index of the first layer with adapters; earlier layers get no gradient and keep no activations."""
+    b_learning_rate_ratio: PositiveFloat
+    """Learning rate of the B matrices divided by that of the A matrices (LoRA+, Hayou et al. 2024,
+    arXiv:2402.12354)."""
+
+
+class HeadConfig(Section):
+    """How hidden states at the answer slot become probabilities of the three outcomes."""
+
+    kind: Literal["lm", "lm_trained", "linear", "davidson"]
+    """``lm``: the LM head's rows of the answer tokens, frozen. ``lm_trained``: a trained copy of these rows.
+    ``linear``: a new linear classifier. ``davidson``: logits of ``lm`` averaged over both orders of the
+    responses, so that the prediction does not depend on the order (ties after Davidson 1970)."""
+    learning_rate: PositiveFloat
+    """Peak learning rate of the weights of ``lm_trained`` and ``linear``."""
 
 
 def _positive_or_auto(value: object) -> object:
@@ -107,8 +125,32 @@ class TrainConfig(Section):
     """Norm to which gradients are clipped; null: no clipping."""
     optimizer: Literal["adamw_8bit", "adamw_torch_fused", "adamw_torch"]
     """AdamW with 8-bit states, fused, or plain; a CPU always uses ``adamw_torch_fused``."""
-    loss: Literal["vocabulary", "answers"]
-    """Cross-entropy over the whole vocabulary, or over the three answer tokens only."""
+    loss: Literal["answers", "vocabulary", "answer_eos"]
+    """Cross-entropy over the answers only, over the whole vocabulary, or over the whole vocabulary for the
+    answer and the end-of-sequence token after it."""
+    label_smoothing: float = Field(ge=0, lt=1)
+    """Share of the target distribution that is spread evenly over the answers (arXiv:1512.00567)."""
+    teacher_weight: float = Field(ge=0, le=1)
+    """Weight of ``data.soft_labels=RUN`` in the target; the row's own label gets the rest."""
+    cosine_weight: NonNegativeFloat
+    """Weight of one minus the cosine of predicted and target probabilities, added to the loss (first place at
+    LMSYS)."""
+    layer_decay: float = Field(gt=0, le=1)
+    """Factor of the learning rate from each layer to the one below it (arXiv:1801.06146)."""
+    neftune_alpha: NonNegativeFloat
+    """Scale of the noise added to the embeddings in training (Jain et al. 2023, arXiv:2310.05914)."""
+    init_from: str | None
+    """Run whose adapters (and trained head) training starts from; null: new ones."""
+    evaluate_every: PositiveInt | None
+    """Optimiser steps between two evaluations on the early-stopping set; the adapters of the best one are
+    kept. null: no early-stopping set, the adapters of the last step are kept."""
+    early_stopping_share: float = Field(gt=0, lt=1)
+    """Share of the training rows, chosen as whole groups of equal prompts, that forms the early-stopping set
+    and is not trained on."""
+    early_stopping_rows: PositiveInt
+    """Maximum rows in the early-stopping set."""
+    patience: PositiveInt | None
+    """Stop after this many evaluations without improvement; null: train all steps."""
     fast: bool
     """Compute only what the answer slot needs, without padding (training and scoring); false: the model's
     own forward pass on padded batches."""
@@ -134,6 +176,14 @@ class EvalConfig(Section):
     trained_rows: Literal["exclude", "include"]
     """What to do with rows that the run was trained on. ``exclude``: leave them out and report their number.
     ``include``: score them like all others."""
+    calibrate: Literal["none", "temperature"]
+    """Divide the logits by a temperature that was fitted on validation rows (of other folds, where they are
+    the scored ones)."""
+    stack: bool
+    """Predict by a regression on the model's log-probabilities and the form of the responses, fitted like
+    ``calibrate`` and applied before it."""
+    average: Literal["probabilities", "weights"]
+    """How ``runs=[…]`` are averaged on a new file: their probabilities, or their adapters."""
     fit_weights: bool
     """When averaging ``runs=[…]`` over the same rows, fit the weights out of fold; false: equal weights."""
 
@@ -170,86 +220,6 @@ class DebugConfig(Section):
     """Score the training rows instead of the validation rows."""
 
 
-class AnswersConfig(Section):
-    """Answer for each outcome, spelled exactly as it follows the prompt's last character."""
-
-    a: str = Field(min_length=1)
-    b: str = Field(min_length=1)
-    tie: str = Field(min_length=1)
-
-
-class EachTurnConfig(Section):
-    """A text with placeholders (:mod:`~lmsys_unsloth.config.placeholders`), repeated for every turn."""
-
-    each_turn: str = Field(min_length=1)
-
-
-class LimitsConfig(Section):
-    """Maximum tokens of one user message and of one response in truncated rows; null: no limit."""
-
-    prompt: PositiveInt | None = None
-    response: PositiveInt | None = None
-
-
-class TruncationConfig(Section):
-    """How the conversation of a row that is too long is shortened; the template's own text never is.
-
-    If the turns that are kept are still too long, the longest texts are cut to a common length.
-    """
-
-    when_longer_than: PositiveInt | None = None
-    """Truncate rows with more tokens than this; null: more than ``prompt.max_tokens``."""
-    turns: Literal["drop_oldest", "last_only"] = "drop_oldest"
-    """Turns to keep. ``drop_oldest``: drop whole turns, oldest first, until the row fits or only the newest
-    is left. ``last_only``: keep the newest turn only."""
-    limits: LimitsConfig = LimitsConfig()
-    """Limits of single texts, applied before turns are dropped."""
-    cut: Literal["head", "middle", "tail"] = "middle"
-    """Part of a text that is removed."""
-    mark: str = " […]"
-    """Text that replaces a removed part."""
-    dropped_turns_mark: str = ""
-    """Text that replaces dropped turns."""
-
-
-class PromptConfig(Section):
-    """Prompt template: renders a row as text that ends where the answer follows (``docs/prompts.md``)."""
-
-    name: str
-    """Name of the template in reports and run directories."""
-    source: str = ""
-    """Who published the template, and how it differs from the publication."""
-    file: str | None = None
-    """User's template file (:mod:`~lmsys_unsloth.config.prompt_file`), which replaces this section."""
-    answers: AnswersConfig
-    """Answers to choose from."""
-    multi_token_answers: bool = False
-    """Allow answers of several tokens, scored by the log-probability of all of them."""
-    max_tokens: PositiveInt = 2048
-    """Maximum tokens of a row, from BOS to the answer slot."""
-    chat: bool = False
-    """Format the text as a user message with the chat template of the model's tokenizer."""
-    system: str | None = None
-    """System message of a chat (prepended to the user message for models without one); without ``chat``,
-    text at the start of the prompt."""
-    body: list[str | EachTurnConfig] = Field(min_length=1)
-    """Fixed texts and ``each_turn`` pieces, in order."""
-    reply: str = ""
-    """Chat only: start of the model's message, directly before the answer."""
-    truncation: TruncationConfig = TruncationConfig()
-    """How rows that are too long are shortened."""
-
-    @field_validator("body", mode="before")
-    @classmethod
-    def _check_items(cls, body: Any) -> Any:
-        """Report each wrong item once; pydantic would report it once for each type of the union."""
-        if not isinstance(body, list):
-            raise ValueError("must be a list of texts and `each_turn: text` items")
-        if wrong := placeholders.form_problems(body):
-            raise ValueError("; ".join(wrong))
-        return body
-
-
 class DataConfig(Section):
     """Which rows to read, what to do with unusable ones, and how to split them into folds."""
 
@@ -265,8 +235,10 @@ class DataConfig(Section):
     """Further files or datasets; their rows are added to the training folds only."""
     bad_rows: Literal["error", "skip"]
     """Stop and list unusable rows, or leave them out and write them to ``RUN/bad_rows.csv``."""
-    soft_labels: bool
-    """Train on ``p_a, p_b, p_tie`` or ``votes_a, votes_b, votes_tie`` where a file has these columns."""
+    soft_labels: bool | str
+    """``true``: train on ``p_a, p_b, p_tie`` or ``votes_a, votes_b, votes_tie`` where a file has these
+    columns. ``false``: on the labels only. A run directory or a ``predictions.parquet``: on its
+    probabilities, mixed with the labels as ``train.teacher_weight`` says."""
     folds: int = Field(ge=2)
     """Number of folds."""
     fold_seed: NonNegativeInt

@@ -131,7 +131,7 @@ def _read_all(config: DataConfig, paths: Sequence[str | None], run: Run | None) 
         Rows("simulated", "simulated", simulate(config.rows, config.seed, config.length))
         if path is None
         else row_cache.read_source_cached(
-            path, layout=config.layout, split=config.split, soft_labels=config.soft_labels
+            path, layout=config.layout, split=config.split, soft_labels=config.soft_labels is not False
         )
         for path in paths
     ]

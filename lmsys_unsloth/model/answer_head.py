@@ -73,7 +73,10 @@ def answer_probabilities(decoder: Decoder, batch: Batch, answer_ids: AnswerIds) 
 
 
 def answer_loss(
-    decoder: Decoder, batch: Batch, answer_ids: AnswerIds, kind: Literal["vocabulary", "answers"]
+    decoder: Decoder,
+    batch: Batch,
+    answer_ids: AnswerIds,
+    kind: Literal["answers", "vocabulary", "answer_eos"],
 ) -> Tensor:
     """Sum the rows' cross-entropy against ``batch.targets``; a float32 scalar.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from lmsys_unsloth.config.schema import PromptConfig
+from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.prompting.tokenization import Vocabulary

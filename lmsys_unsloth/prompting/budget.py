@@ -14,7 +14,7 @@ from itertools import islice
 import numpy as np
 
 from lmsys_unsloth.config.placeholders import count_fields
-from lmsys_unsloth.config.schema import EachTurnConfig, PromptConfig
+from lmsys_unsloth.config.prompt_schema import EachTurnConfig, PromptConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.prompting.rendering import Segment, Template, Turn

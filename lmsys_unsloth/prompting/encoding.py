@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from lmsys_unsloth.config import placeholders
 from lmsys_unsloth.config.checks import prompt_problems
-from lmsys_unsloth.config.schema import PromptConfig
+from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.core import cache
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.progress import progress as progress_bar
@@ -98,7 +98,7 @@ class RowEncoder:
 
     def facts(self) -> dict[str, str]:
         """Results of the checks at construction, by name: ``{"BOS": "128000, once", ...}``."""
-        answers = self.prompt.answers.model_dump().values()
+        answers = self.prompt.answers.model_dump(exclude_none=True).values()
         ids = (" ".join(map(str, each)) for each in self.answer_ids)
         own = self.budget.costs.fixed + self.budget.costs.per_turn
         return {
@@ -110,7 +110,7 @@ class RowEncoder:
 
     def preview(self, row: EncodedRow) -> str:
         """Decode the ids of a row, and mark its answer slot with ``⟦…⟧``."""
-        answers = "|".join(self.prompt.answers.model_dump().values())
+        answers = "|".join(self.prompt.answers.model_dump(exclude_none=True).values())
         return f"{self.vocabulary.decode(row.input_ids)}⟦{answers}⟧"
 
     def _check_special_tokens(self) -> None:

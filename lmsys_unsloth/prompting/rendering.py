@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from lmsys_unsloth.config.placeholders import Field, split, unescape
-from lmsys_unsloth.config.schema import PromptConfig
+from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.core.errors import UserError
 
 

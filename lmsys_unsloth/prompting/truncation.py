@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lmsys_unsloth.config.schema import TruncationConfig
+from lmsys_unsloth.config.prompt_schema import TruncationConfig
 
 
 class Costs(NamedTuple):

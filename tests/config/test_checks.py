@@ -9,7 +9,7 @@ from factories import composed, config
 
 from lmsys_unsloth.config.checks import contradictions, prompt_problems
 from lmsys_unsloth.config.parsing import parse_config
-from lmsys_unsloth.config.schema import PromptConfig
+from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.core.errors import UserError
 
 TURN = {"each_turn": "{prompt} {response_a} {response_b}\n"}

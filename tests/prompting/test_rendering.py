@@ -4,7 +4,7 @@ import pytest
 from factories import prompt_config as template
 from small_tokenizers import SMALL_TOKENIZERS, encoder, small_gemma2, tokenizer
 
-from lmsys_unsloth.config.schema import PromptConfig
+from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.prompting.encoding import RowEncoder

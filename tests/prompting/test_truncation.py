@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsys_unsloth.config.schema import LimitsConfig, TruncationConfig
+from lmsys_unsloth.config.prompt_schema import LimitsConfig, TruncationConfig
 from lmsys_unsloth.prompting.truncation import Costs, TokenizedText, cut_text, plan_truncation
 
 COSTS = Costs(fixed=10, per_turn=5, gap=3, mark=2, weights=(1, 1, 1))
