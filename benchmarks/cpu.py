@@ -89,7 +89,7 @@ def this_project(options: argparse.Namespace) -> float:
     config = settings(options)
     tokenizer, encoder, rows = encoded_rows(options, config)
     model = loading.load_model(config.model, config.train)
-    model = loading.add_adapters(model, config.lora, config.train, seed=0)
+    model = loading.make_trainable(model, config.lora, config.train, seed=0)
     if options.job == "eval":
         started = time.perf_counter()
         decoder = parity.choose_decoder(model, rows, fast=config.train.fast)
@@ -118,7 +118,7 @@ def stock(options: argparse.Namespace) -> float:
     tokenizer, encoder, rows = encoded_rows(options, config)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = loading.load_model(config.model.model_copy(update={"resident": "4bit"}))
-    model = loading.add_adapters(model, config.lora, config.train, seed=0)
+    model = loading.make_trainable(model, config.lora, config.train, seed=0)
     if options.job == "eval":
         return _stock_scoring(model, rows, encoder.answer_ids, tokenizer.pad_token_id)
     ids = [row.input_ids.tolist() for row in rows]

@@ -96,7 +96,7 @@ def load(folder: Path, name: str, rank: int, checkpoint: str = "none") -> tuple[
     train = train_config(fast=checkpoint == "none", checkpoint=checkpoint)
     lora = lora_config(r=rank, alpha=float(rank), dropout=0.0, target_modules=LINEAR)
     tokenizer = loading.load_tokenizer(config)
-    return loading.add_adapters(loading.load_model(config, train), lora, train, seed=0), tokenizer
+    return loading.make_trainable(loading.load_model(config, train), lora, train, seed=0), tokenizer
 
 
 def this_project(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def rows(count: int = 24) -> list[EncodedRow]:
 
 def adapted(folder: Path, *, load_in_4bit: bool = False) -> Any:
     model = loading.load_model(model_config(folder, load_in_4bit=load_in_4bit))
-    return loading.add_adapters(model, LORA, TRAIN, seed=1)
+    return loading.make_trainable(model, LORA, TRAIN, seed=1)
 
 
 def fit(

@@ -9,7 +9,7 @@ from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.data.comparison import swap_rows
 from lmsys_unsloth.data.dataset import limit_rows, load_fold
-from lmsys_unsloth.data.selection import Overlap, Selection
+from lmsys_unsloth.data.selection import Overlap, Selection, split_early_stopping
 from lmsys_unsloth.data.trained_rows import save_trained_rows
 from lmsys_unsloth.model import loading
 from lmsys_unsloth.prompting.encoding import RowEncoder, encode_cached
@@ -27,8 +27,9 @@ def prepare_training(config: Config, run: Run) -> Prepared:
     loading.require_available(config.model)
     fold = limit_rows(load_fold(config.data, config.fold, run), config.debug, config.seed)
     save_trained_rows(run.training_rows, fold.train)
+    rows, early_stopping = split_early_stopping(fold.train, config)
     encoder = RowEncoder(loading.load_tokenizer(config.model), config.prompt)
-    units = swap_rows(fold.train, config.data.swap, config.seed)
+    units = swap_rows(rows, config.data.swap, config.seed)
     train = encode_cached(encoder, [row for unit in units for row in unit], progress=True)
     scored = encode_cached(encoder, fold.validation, progress=True)
     prepared = Prepared(
@@ -38,6 +39,7 @@ def prepare_training(config: Config, run: Run) -> Prepared:
         groups=fold.groups,
         train=train,
         unit_sizes=[len(unit) for unit in units],
+        early_stopping=encode_cached(encoder, early_stopping, progress=True),
         baseline_rows=fold.train,
         overlap=Overlap(left_out=0, scored=len(scored)) if config.debug.evaluate_on_train else None,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from lmsys_unsloth.config import placeholders
 from lmsys_unsloth.config.prompt_schema import PromptConfig
-from lmsys_unsloth.config.schema import DataConfig, ModelConfig
+from lmsys_unsloth.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
 
 
 def contradictions(valid: Mapping[str, Any]) -> list[str]:
@@ -21,6 +21,8 @@ def contradictions(valid: Mapping[str, Any]) -> list[str]:
     model: ModelConfig | None = valid.get("model")
     prompt: PromptConfig | None = valid.get("prompt")
     data: DataConfig | None = valid.get("data")
+    lora: LoraConfig | None = valid.get("lora")
+    train: TrainConfig | None = valid.get("train")
     problems = prompt_problems(prompt) if prompt else []
     if prompt and model and prompt.max_tokens > model.max_seq_length:
         problems.append(
@@ -39,6 +41,16 @@ def contradictions(valid: Mapping[str, Any]) -> list[str]:
     if model and model.path is not None and not Path(model.path, "config.json").is_file():
         problems.append(
             f"model.path = {model.path!r}: must be a folder with a config.json (Hugging Face format)"
+        )
+    if lora and model and lora.kind == "full" and model.load_in_4bit:
+        problems.append(
+            "model.load_in_4bit = True: 4-bit weights can't be trained themselves; set "
+            "model.load_in_4bit=false, or train adapters (lora=default)"
+        )
+    if train and train.patience is not None and train.evaluate_every is None:
+        problems.append(
+            f"train.patience = {train.patience}: has a meaning only with train.evaluate_every; "
+            "set both or none"
         )
     return problems
 

@@ -59,10 +59,12 @@ class Run:
     """First validation rows as the model sees them."""
     checkpoints = _Inside("checkpoints")
     """Folder of checkpoints, from which an interrupted training resumes."""
+    best_checkpoint = _Inside("checkpoints/best")
+    """Weights and score of the best evaluation on the early-stopping set."""
     training = _Inside("training.json")
-    """Speed, memory and learning curve."""
+    """Speed, memory, learning curve and the losses on the early-stopping set."""
     adapter = _Inside("adapter")
-    """Folder of LoRA adapters in PEFT's format."""
+    """Folder of LoRA adapters in PEFT's format, or of fully trained weights."""
     predictions = _Inside("predictions.parquet")
     """Probabilities of the scored rows."""
     submission = _Inside("submission.csv")
@@ -116,7 +118,10 @@ class Run:
         return _read_json(self.environment)
 
     def learning_curve(self) -> list[dict[str, float]]:
-        """Return ``step``, ``loss`` and ``learning_rate`` of each logged step; empty without training."""
+        """Return the logged steps; empty without training.
+
+        Entries have ``step`` and either ``loss`` and ``learning_rate``, or ``early_stopping_loss``.
+        """
         return list(_read_json(self.training).get("learning_curve", []))
 
     def trained_rows_scored(self) -> int | None:

@@ -98,8 +98,7 @@ def load_fold(config: DataConfig, fold: int, run: Run | None = None) -> FoldData
         _require_labels(source)
     content = rows_fingerprint(main.rows)
     columns = grouping_columns(main.rows, config.group_by)
-    prompts = _similar("prompts", main.rows, content, config.near_duplicate)
-    groups = group_rows(main.rows, prompts.near, columns)
+    groups = group_by_prompt(main.rows, config, content)
     folds = _folds(main.rows, groups, content, config, ", ".join(["prompt", *columns]))
     _warn_of_large_groups(folds)
     inside = folds.of_row == fold
@@ -123,6 +122,15 @@ def load_fold(config: DataConfig, fold: int, run: Run | None = None) -> FoldData
         save_folds(run.folds, main.rows, folds)
         write_json(run.data, description)
     return FoldData(train, validation, folds.groups[inside], description)
+
+
+def group_by_prompt(rows: Sequence[Comparison], config: DataConfig, content: str) -> NDArray[np.int64]:
+    """Group ``[rows]`` with similar prompts or equal values in ``config.group_by``; they share a fold.
+
+    ``content`` is their :func:`~lmsys_unsloth.data.comparison.rows_fingerprint`.
+    """
+    prompts = _similar("prompts", rows, content, config.near_duplicate)
+    return group_rows(rows, prompts.near, grouping_columns(rows, config.group_by))
 
 
 def _read_all(config: DataConfig, paths: Sequence[str | None], run: Run | None) -> list[Rows]:

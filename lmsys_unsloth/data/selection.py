@@ -15,10 +15,13 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
-from lmsys_unsloth.data.dataset import limit_rows, load_fold, load_rows
+from lmsys_unsloth.data.dataset import group_by_prompt, limit_rows, load_fold, load_rows
 from lmsys_unsloth.data.trained_rows import TrainedRows, load_trained_rows
 
 log = logging.getLogger(__name__)
+
+FEW_PROMPTS = 30
+"""With fewer prompts, a mean loss is too uncertain to compare steps or models by."""
 
 NO_FOLD = -1
 """Fold of a row that belongs to no fold: the rows of a file that is scored whole."""
@@ -116,6 +119,44 @@ def select_for_trained(
 def is_split_from(run: Run, fingerprint: str) -> bool:
     """Whether the run saved folds of the rows with this fingerprint, whatever their file was called."""
     return bool(run.data_description().get("fingerprint") == fingerprint)
+
+
+def split_early_stopping(rows: list[Comparison], config: Config) -> tuple[list[Comparison], list[Comparison]]:
+    """Split training rows into those to train on and the early-stopping set, by whole groups of prompts.
+
+    The set is empty without ``train.evaluate_every``. Groups are added in random order as long as the set
+    does not exceed ``train.early_stopping_share`` and ``train.early_stopping_rows``; the first one is always
+    taken.
+
+    Raises:
+        UserError: all rows share one prompt.
+    """
+    train = config.train
+    if train.evaluate_every is None:
+        return rows, []
+    groups = group_by_prompt(rows, config.data, rows_fingerprint(rows))
+    numbers, sizes = np.unique(groups, return_counts=True)
+    if len(numbers) < 2:
+        raise UserError(
+            f"train.evaluate_every = {train.evaluate_every}: all training rows share one prompt, so no "
+            "early-stopping set can be split off.\n  Give rows with several prompts, or leave it out."
+        )
+    most = min(train.early_stopping_rows, round(train.early_stopping_share * len(rows)))
+    order = np.random.default_rng(config.seed).permutation(len(numbers))
+    chosen, count = [order[0]], int(sizes[order[0]])
+    for index in order[1:]:
+        if count + sizes[index] <= most:
+            chosen.append(index)
+            count += int(sizes[index])
+    inside = np.isin(groups, numbers[chosen])
+    if len(chosen) < FEW_PROMPTS:
+        log.warning(
+            "the early-stopping set has only %d prompts (%d rows); with fewer than %d, the step that looks "
+            "best may be so by chance: raise train.early_stopping_share or give more rows",
+            len(chosen), count, FEW_PROMPTS,
+        )  # fmt: skip
+    kept = [row for row, held_out in zip(rows, inside, strict=True) if not held_out]
+    return kept, [row for row, held_out in zip(rows, inside, strict=True) if held_out]
 
 
 def _load_trained_rows(runs: Sequence[Run], optional: bool) -> TrainedRows | None:

@@ -100,21 +100,52 @@ class FastDecoder:
         self.first_trained = trained.index(True) if any(trained) else len(trained)
         self.checkpointed = 0
         """Number of layers, from the first trained one on, that keep only their input for backward."""
+        self.neftune_alpha = 0.0
+        """Scale of uniform noise on the embeddings in training: alpha / sqrt(tokens * width)
+        (arXiv:2310.05914)."""
+        self._frozen_states: dict[bytes, Tensor] | None = None
 
     def __call__(self, input_ids: Tensor, lengths: Sequence[int], last: int = 1) -> Tensor:
         rows = PackedRows(tuple(lengths), tuple(lengths), input_ids.device)
         with torch.no_grad():
-            x = self._embed(input_ids)
-            table = layers.rope_table(self.config, rows.positions, x.dtype)
-        gradients = torch.is_grad_enabled()
-        for index in range(len(self.layers) - 1):
-            with torch.set_grad_enabled(gradients and index >= self.first_trained):
-                if torch.is_grad_enabled() and index - self.first_trained < self.checkpointed:
-                    x = cast(Tensor, checkpoint(self._layer, index, x, rows, table, use_reentrant=False))
-                else:
-                    x = self._layer(index, x, rows, table)
-        x = self._layer(len(self.layers) - 1, x, rows, table, last=last)
+            table = layers.rope_table(self.config, rows.positions, self.decoder.embed_tokens.weight.dtype)
+            x = self._run_frozen_layers(input_ids, rows, table)
+        last_layer = len(self.layers) - 1
+        for index in range(min(self.first_trained, last_layer), last_layer):
+            if torch.is_grad_enabled() and index - self.first_trained < self.checkpointed:
+                x = cast(Tensor, checkpoint(self._layer, index, x, rows, table, use_reentrant=False))
+            else:
+                x = self._layer(index, x, rows, table)
+        x = self._layer(last_layer, x, rows, table, last=last)
         return self._norm(self.decoder.norm, x).view(len(lengths), last, -1)
+
+    def keep_frozen_states(self, tokens: int, free_bytes: float) -> bool:
+        """Keep each row's input to the first trained layer, which is the same in every epoch, if that pays.
+
+        Args:
+            tokens: number of tokens of all rows.
+            free_bytes: memory that the states may use.
+
+        Returns:
+            Whether they are kept from now on: there are frozen layers, and the states fit.
+        """
+        weight = self.decoder.embed_tokens.weight
+        fits = tokens * weight.shape[1] * weight.element_size() <= free_bytes
+        self._frozen_states = {} if self.first_trained > 0 and fits else None
+        return self._frozen_states is not None
+
+    def _run_frozen_layers(self, input_ids: Tensor, rows: PackedRows, table: RopeTable) -> Tensor:
+        """Return the input ``[1, tokens, width]`` of the first trained layer."""
+        kept, parts = self._frozen_states, torch.split(input_ids, list(rows.lengths))
+        keys = [part.cpu().numpy().tobytes() for part in parts] if kept is not None else []
+        if kept is not None and all(key in kept for key in keys):
+            return torch.cat([kept[key] for key in keys])[None]
+        x = self._embed(input_ids, rows)
+        for index in range(min(self.first_trained, len(self.layers) - 1)):
+            x = self._layer(index, x, rows, table)
+        if kept is not None:
+            kept.update(zip(keys, torch.split(x[0], list(rows.lengths)), strict=True))
+        return x
 
     @property
     def all_checkpointed(self) -> bool:
@@ -126,13 +157,15 @@ class FastDecoder:
         layer, dtype = self.layers[min(self.first_trained, len(self.layers) - 1)], compute_dtype(self.model)
         names = [(name.rpartition(".")[2], module) for name, module in layer.named_modules()]
         adapted = {name: module for name, module in names if hasattr(module, "lora_A")}
+        trained = [name for name, m in names if name.endswith("_proj") and m.weight.requires_grad]
         dropouts = [part for module in adapted.values() for part in module.lora_dropout.values()]
         rows = PackedRows((row_length,), (row_length,), self.decoder.embed_tokens.weight.device)
         return layer_bytes_per_token(
             self.config.to_dict(),
             row_length,
             itemsize=dtype.itemsize,
-            ranks={name: sum(module.r.values()) for name, module in adapted.items()},
+            ranks=dict.fromkeys(trained, 0)
+            | {name: sum(module.r.values()) for name, module in adapted.items()},
             dropout=any(isinstance(part, nn.Dropout) for part in dropouts),
             flash=attention.choose_attention(rows, dtype, self.cap) is not attention.row_by_row,
             fused=self.kernels is not None and layers.fused_function(layer.mlp, "forward") is not None,
@@ -155,10 +188,14 @@ class FastDecoder:
                 return count
         return trained
 
-    def _embed(self, input_ids: Tensor) -> Tensor:
+    def _embed(self, input_ids: Tensor, rows: PackedRows) -> Tensor:
         """Return embeddings ``[1, tokens, width]``; unsloth's kernels expect the leading dimension."""
         weight = self.decoder.embed_tokens.weight
         x = F.embedding(input_ids, weight)[None]
+        if self.neftune_alpha and self.model.training:
+            lengths = (rows.offsets[1:] - rows.offsets[:-1])[rows.row_ids]
+            scale = self.neftune_alpha / (lengths * weight.shape[1]).float().sqrt()
+            x = x + (scale[:, None] * torch.empty_like(x, dtype=torch.float32).uniform_(-1, 1)).to(x.dtype)
         if self.gemma:
             # The factor is rounded to the model's dtype, as it was when Gemma 2 was trained.
             x = x * torch.tensor(self.config.hidden_size**0.5, dtype=weight.dtype, device=x.device)

@@ -43,6 +43,8 @@ def linear(module: nn.Module, x: Tensor) -> Tensor:
     the dtype of ``x``, as autocast would, and added within the matrix product.
     """
     adapters = getattr(module, "lora_A", None)
+    if adapters is None and (weight := cast(Tensor, module.weight)).requires_grad:
+        return F.linear(x, weight.to(x.dtype), cast(Any, module).bias)  # trained in float32
     if adapters is None or getattr(module, "disable_adapters", False) or _is_special(module):
         return cast(Tensor, module(x))
     proj = cast(Any, module)

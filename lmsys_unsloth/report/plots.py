@@ -71,7 +71,7 @@ def plot_all(
         probabilities: [n, 3].
         labels: [n], -1 where unknown.
         swap: result of :func:`~lmsys_unsloth.evaluate.predictions.swap_views`.
-        learning_curve: one entry for each logged step: ``step``, ``loss``, ``learning_rate``.
+        learning_curve: result of :meth:`~lmsys_unsloth.config.run_directory.Run.learning_curve`.
     """
     known = labels >= 0
     p, y = probabilities[known], labels[known]
@@ -171,7 +171,10 @@ def plot_swap(forward: Floats, swapped: Floats, seed: int = 0) -> Figure:
 
 
 def plot_learning_curve(curve: Sequence[dict[str, Any]]) -> Figure:
-    """Plot training loss (each logged step, and a running mean) above the learning rate."""
+    """Plot training loss (each logged step, and a running mean) above the learning rate.
+
+    The loss on the early-stopping set is drawn with the training loss, its minimum marked.
+    """
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     steps, losses = np.array([(entry["step"], entry["loss"]) for entry in curve if "loss" in entry]).T
@@ -180,7 +183,15 @@ def plot_learning_curve(curve: Sequence[dict[str, Any]]) -> Figure:
     marker = "o" if len(steps) < 3 else None
     upper.plot(steps, losses, color=COLOURS["a"], linewidth=0.8, alpha=0.4)
     upper.plot(steps[window - 1 :], mean, color=COLOURS["a"], linewidth=1.6, marker=marker)
-    upper.set(ylabel="training loss")
+    name = "early_stopping_loss"
+    held_out = [(entry["step"], entry[name]) for entry in curve if name in entry]
+    if held_out:
+        x, y = np.array(held_out).T
+        upper.plot(x, y, color=COLOURS["b"], linewidth=1.4, marker="o", markersize=3)
+        best = y.argmin()
+        upper.plot(x[best], y[best], color=COLOURS["b"], marker="o", markersize=7)
+        upper.legend(handles=upper.lines[1:3], labels=["training", "early-stopping set"], ncols=2)
+    upper.set(ylabel="loss")
     rates = [(entry["step"], entry["learning_rate"]) for entry in curve if "learning_rate" in entry]
     if rates:
         lower.plot(*np.array(rates).T, color=COLOURS["tie"], linewidth=1.3)

@@ -27,6 +27,11 @@ from lmsys_unsloth.core.progress import progress
 from lmsys_unsloth.model.answer_head import answer_loss
 from lmsys_unsloth.model.batch import Batch, collate, target
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, compute_dtype
+from lmsys_unsloth.model.trained_weights import (
+    load_trained_weights,
+    save_trained_weights,
+    trained_weights,
+)
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.train.metric_logger import MetricLogger
@@ -37,6 +42,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+
+_WEIGHTS = "weights.safetensors"
+"""Name of the trained weights in a checkpoint."""
 
 
 class StepDataset(torch.utils.data.Dataset[list[Batch]]):
@@ -64,22 +73,23 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose dataset items are optimiser steps, each made of micro-batches within a token budget.
 
     The gradient of a step is that of the mean loss over its rows, however they are split into micro-batches.
-    The ``tokenizer`` is saved beside the checkpoints; the ``seed`` is that of dropout.
+    Checkpoints hold the trained weights only. The ``groups`` are those of
+    :func:`~lmsys_unsloth.train.parameter_groups.parameter_groups`; the ``seed`` is that of dropout.
     """
 
     def __init__(
         self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, steps: StepDataset, answer_ids: AnswerIds,
-        config: TrainConfig, run: Run, seed: int, metric_logger: MetricLogger,
+        config: TrainConfig, groups: list[dict[str, Any]], run: Run, seed: int, metric_logger: MetricLogger,
     ) -> None:  # fmt: skip
         model = cast("PeftModel", decoder.model)
         self.decoder, self.steps, self.answer_ids, self.loss_kind = decoder, steps, answer_ids, config.loss
-        self.memory = memory.Releaser()
+        self.groups, self.memory = groups, memory.Releaser()
         self.tokens_limit: int | None = None
         """Maximum tokens in a micro-batch after an out-of-memory error; None before the first one."""
-        adapters = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+        dtypes = {name: weight.dtype for name, weight in trained_weights(model).items()}
         super().__init__(
             model=model,
-            args=_arguments(model, config, len(steps), run.checkpoints, seed),
+            args=_arguments(decoder, config, len(steps), run.checkpoints, seed),
             train_dataset=dummy_dataset(),
             processing_class=tokenizer,
             callbacks=[_ProgressCallback(len(steps), run, metric_logger)],
@@ -87,9 +97,21 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         # trl casts the adapters of a 4-bit model to bfloat16, whose 8 bits of precision lose small AdamW
         # updates: restore the dtype they were created with.
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(adapters[name])
+        for name, weight in trained_weights(model).items():
+            weight.data = weight.data.to(dtypes[name])
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = kind(self.groups, **settings)
+        return cast(torch.optim.Optimizer, self.optimizer)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_trained_weights(self.model, folder / _WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_trained_weights(self.model, Path(resume_from_checkpoint) / _WEIGHTS)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)
@@ -164,29 +186,31 @@ def _only(items: list[list[Batch]]) -> dict[str, list[Batch]]:
 
 
 def check_gradients(model: nn.Module, loss: float) -> None:
-    """Check after the first step that the LoRA gradients are finite and not all zero.
+    """Check after the first step that the gradients are finite, and not all zero within the layers.
 
-    A receives no gradient in the first step because B starts at zero; B must receive one.
+    LoRA's A receives no gradient in the first step because B starts at zero; B must receive one. The answer
+    head receives one even if the layers do not.
 
     Raises:
-        UserError: gradients are not finite, or every gradient of B is zero.
+        UserError: gradients are not finite, or all those of B, or of fully trained layers, are zero.
     """
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     missing = [name for name, gradient in gradients.items() if gradient is None]
     infinite = [name for name, g in gradients.items() if g is not None and not g.isfinite().all()]
-    moved = sum(bool(g.any()) for name, g in gradients.items() if g is not None and "lora_B" in name)
+    inside = {name: g for name, g in gradients.items() if "answer_head" not in name and "lora_A" not in name}
+    moved = sum(bool(g.any()) for g in inside.values() if g is not None)
     if infinite or loss != loss:
         raise UserError(
             f"first training step: loss {loss}, gradients not finite in {len(infinite)} of {len(gradients)} "
-            f"adapter tensors ({', '.join(infinite[:3])} …).\n"
+            f"trained tensors ({', '.join(infinite[:3])} …).\n"
             "  float16 overflows in Gemma 2: use model.dtype=bfloat16, or float32 on a CPU."
         )
     if not moved:
         raise UserError(
-            f"first training step: loss {loss:.4f}, but every LoRA gradient is zero "
+            f"first training step: loss {loss:.4f}, but every gradient within the layers is zero "
             f"({len(missing)} of {len(gradients)} tensors have none), so nothing would be learned.\n"
-            "  The loss does not reach the adapters: check lora.target_modules and lora.first_layer, and "
-            "that unsloth, trl and transformers have the pinned versions (env.json names them)."
+            "  The loss does not reach the trained weights: check lora.target_modules and lora.first_layer, "
+            "and that unsloth, trl and transformers have the pinned versions (env.json names them)."
         )
 
 
@@ -195,9 +219,11 @@ def dummy_dataset() -> Dataset:
     return Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]})
 
 
-def _arguments(model: nn.Module, config: TrainConfig, steps: int, checkpoints: Path, seed: int) -> SFTConfig:
+def _arguments(decoder: Decoder, config: TrainConfig, steps: int, checkpoints: Path, seed: int) -> SFTConfig:
     on_gpu = torch.cuda.is_available()
-    dtype = compute_dtype(model)
+    dtype = compute_dtype(decoder.model)
+    # The fast decoder adds the noise itself; the model's own forward pass gets it from transformers.
+    noise = None if isinstance(decoder, FastDecoder) else config.neftune_alpha or None
     return SFTConfig(
         output_dir=str(checkpoints),
         max_steps=steps,
@@ -208,6 +234,7 @@ def _arguments(model: nn.Module, config: TrainConfig, steps: int, checkpoints: P
         warmup_steps=round(config.warmup_ratio * steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm or 0.0,  # 0 switches clipping off
+        neftune_noise_alpha=noise,
         optim=config.optimizer if on_gpu else "adamw_torch_fused",  # 8-bit optimiser states need a GPU
         bf16=on_gpu and dtype == torch.bfloat16,
         fp16=on_gpu and dtype == torch.float16,

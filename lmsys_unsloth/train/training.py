@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
@@ -19,7 +21,9 @@ from lmsys_unsloth.model.parity import choose_decoder
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.prompting.prepared import Prepared
+from lmsys_unsloth.train.early_stopping import KEY, EarlyStopping, mean_loss
 from lmsys_unsloth.train.metric_logger import MetricLogger
+from lmsys_unsloth.train.parameter_groups import parameter_groups
 from lmsys_unsloth.train.steps import (
     MAX_MERGED_TOKENS,
     PLANNED_TOKENS,
@@ -32,34 +36,40 @@ from lmsys_unsloth.train.steps import (
 from lmsys_unsloth.train.trainer import AnswerTrainer, StepDataset
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+FROZEN_STATES_SHARE = 0.25
+"""Fraction of free memory that the states of frozen layers may use, to compute them once for all epochs."""
 
 ACTIVATION_SHARE = 0.8
 """Fraction of free memory that activations may use; gradients, LM head and fragmentation need the rest."""
 
 
-def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: MetricLogger) -> PeftModel:
-    """Train adapters on the configured base model, save them in the run, and return both models in one.
+def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: MetricLogger) -> nn.Module:
+    """Train the configured model, save the trained weights in the run, and return the model.
 
-    A run that already holds adapters (it was interrupted while scoring) is not trained again.
+    A run that already holds trained weights (it was interrupted while scoring) is not trained again.
     """
     base = loading.load_model(config.model, config.train)
     if run.adapter.is_dir():
         return loading.load_adapters(base, run.adapter)
-    model = loading.add_adapters(base, config.lora, config.train, seed=config.seed)
+    model = loading.make_trainable(base, config.lora, config.train, seed=config.seed)
+    if config.train.init_from is not None:
+        loading.continue_from(model, Run(Path(config.train.init_from)).adapter)
     train(
         model, prepared.encoder.tokenizer, prepared.train, group_indices(prepared.unit_sizes), config.train,
         answer_ids=prepared.encoder.answer_ids, run=run, seed=config.seed, metric_logger=metric_logger,
+        early_stopping=prepared.early_stopping, b_ratio=config.lora.b_learning_rate_ratio,
+        head_learning_rate=config.head.learning_rate,
     )  # fmt: skip
     loading.save_adapters(model, run.adapter, config.model)
     return model
 
 
 def train(
-    model: PeftModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[EncodedRow],
     units: Sequence[Sequence[int]],
@@ -69,22 +79,27 @@ def train(
     run: Run,
     seed: int,
     metric_logger: MetricLogger,
+    early_stopping: Sequence[EncodedRow] = (),
+    b_ratio: float = 1.0,
+    head_learning_rate: float | None = None,
 ) -> None:
-    """Train the adapters of ``model`` in place, resuming from the newest complete checkpoint if there is one.
+    """Train ``model`` in place, resuming from the newest complete checkpoint if there is one.
 
     Args:
-        model: base model with adapters.
-        tokenizer: saved beside the checkpoints by trl.
+        model: model whose trained parameters require gradients.
+        tokenizer: required by trl.
         rows: labelled rows.
         units: indices into ``rows``; the rows of one unit share an optimiser step.
         config, seed: settings, and the seed of the order of the rows.
         answer_ids: token ids of the three answers.
         run: gets ``checkpoints/`` and, at the end, ``training.json``.
-        metric_logger: receives loss, learning rate and speed.
+        metric_logger: receives losses, learning rate and speed.
+        early_stopping: labelled rows for ``config.evaluate_every``, none of them in ``rows``.
+        b_ratio, head_learning_rate: see :func:`~lmsys_unsloth.train.parameter_groups.parameter_groups`.
 
     Raises:
-        UserError: the first step's LoRA gradients are all zero or not finite, or a single row does not fit
-            into memory.
+        UserError: the first step's gradients are all zero or not finite, or a single row does not fit into
+            memory.
     """
     lengths = [len(row.input_ids) for row in rows]
     steps = _plan(units, lengths, config, seed)
@@ -95,13 +110,28 @@ def train(
     if isinstance(decoder, FastDecoder) and auto:
         steps = _merge_as_memory_allows(steps, decoder, lengths)
     checkpointing = _set_checkpoints(decoder, config, steps, lengths)
+    if isinstance(decoder, FastDecoder):
+        decoder.neftune_alpha = config.neftune_alpha
+        if config.epochs > 1 and not config.neftune_alpha:
+            decoder.keep_frozen_states(sum(lengths), FROZEN_STATES_SHARE * memory.free_bytes())
     log.info(
         "training on %d rows: %d steps of up to %d rows, %s, %s",
         len(rows), len(steps), config.rows_per_step,
         "no padding" if packed else f"{padding:.1%} padding", checkpointing,
     )  # fmt: skip
     resumed_at, items = run.newest_checkpoint(), StepDataset(steps, rows)
-    trainer = AnswerTrainer(decoder, tokenizer, items, answer_ids, config, run, seed, metric_logger)
+    groups = parameter_groups(
+        model, learning_rate=config.learning_rate, weight_decay=config.weight_decay, b_ratio=b_ratio,
+        layer_decay=config.layer_decay, head_learning_rate=head_learning_rate,
+    )  # fmt: skip
+    trainer = AnswerTrainer(decoder, tokenizer, items, answer_ids, config, groups, run, seed, metric_logger)
+    stopping = None
+    if config.evaluate_every is not None:
+        stopping = EarlyStopping(
+            model, lambda: mean_loss(decoder, early_stopping, answer_ids), run.best_checkpoint,
+            every=config.evaluate_every, patience=config.patience, metric_logger=metric_logger,
+        )  # fmt: skip
+        trainer.add_callback(stopping)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if resumed_at is None else str(run.checkpoint(resumed_at)))
     summary = {
@@ -112,6 +142,10 @@ def train(
         "fast": packed,
         "peak_memory_gb": memory.peak_gb(),
     }
+    if stopping is not None:
+        best = stopping.load_best()
+        log.info("the weights of step %d are kept: loss %.4f on the early-stopping set", best.step, best.loss)
+        summary["best_step"] = best.step
     metric_logger.summarize({f"train/{key}": value for key, value in summary.items()})
     write_json(run.training, {**summary, "learning_curve": _learning_curve(trainer)})
 
@@ -171,5 +205,6 @@ def _set_checkpoints(
 
 
 def _learning_curve(trainer: AnswerTrainer) -> list[dict[str, float]]:
-    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return [{key: float(entry[key]) for key in ("step", "loss", "learning_rate")} for entry in logged]
+    kept = ("step", "loss", "learning_rate", KEY)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry or KEY in entry]
+    return [{key: float(entry[key]) for key in kept if key in entry} for entry in logged]

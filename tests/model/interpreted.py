@@ -36,7 +36,7 @@ def main(architecture: Any, folder: Path) -> None:
     from unsloth.kernels import fast_rms_layernorm
 
     config = random_model(architecture, folder, width=64, load_in_4bit=False)
-    model = loading.add_adapters(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    model = loading.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

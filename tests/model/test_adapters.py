@@ -32,7 +32,7 @@ def test_an_unfinished_run_has_no_adapters(folder: Path, tmp_path: Path) -> None
 
 def test_adapters_below_the_first_layer_are_left_out(folder: Path) -> None:
     model = loading.load_model(model_config(folder))
-    upper = loading.add_adapters(model, LORA.model_copy(update={"first_layer": 1}), TRAIN, seed=0)
+    upper = loading.make_trainable(model, LORA.model_copy(update={"first_layer": 1}), TRAIN, seed=0)
     assert all(".layers.1." in name for name in adapters(upper))
     with pytest.raises(UserError, match="the model has 2 layers, so nothing would be trained"):
-        loading.add_adapters(model, LORA.model_copy(update={"first_layer": 2}), TRAIN, seed=0)
+        loading.make_trainable(model, LORA.model_copy(update={"first_layer": 2}), TRAIN, seed=0)
