@@ -41,8 +41,9 @@ def adapted(folder: Path, *, load_in_4bit: bool = False) -> Any:
 
 
 def fit(
-    model: Any, folder: Path, run: Run, train: TrainConfig = TRAIN, data: Sequence[EncodedRow] | None = None
-) -> None:
+    model: Any, folder: Path, run: Run, train: TrainConfig = TRAIN, data: Sequence[EncodedRow] | None = None,
+    early_stopping: Sequence[EncodedRow] = (),
+) -> None:  # fmt: skip
     from lmsys_unsloth.train import training
 
     data = rows() if data is None else data
@@ -58,6 +59,7 @@ def fit(
         run=run,
         seed=5,
         metric_logger=NoTracker(),
+        early_stopping=early_stopping,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tiny import (
     LONG_ANSWERS,
     Architecture,
     kept_for_backward,
+    probabilities,
     random_rows,
     tiny_model,
     tolerance,
@@ -27,6 +29,7 @@ from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder
 from lmsys_unsloth.model.packing import PackedRows
 
 LABELS = np.eye(3)[[0, 1, 2, 1, 0, 2]]
+UPPER_HALF: Any = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [2, 3]}
 
 
 def labelled(longest: int = 40) -> Batch:
@@ -263,3 +266,42 @@ def test_unsloths_functions_are_called_where_unsloth_set_them(architecture: Arch
     # The last layer, at the slot only, is computed in plain PyTorch.
     assert [calls.count(name) for name in ("qkv", "o", "mlp")] == [3, 3, 3]
     assert calls.count("norm") == 4 * (4 if architecture == "gemma2" else 2) + 1
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_states_of_frozen_layers_are_computed_once_per_row(architecture: Any) -> None:
+    model = with_adapters(tiny_model(architecture), **UPPER_HALF)
+    rows, calls = random_rows(), []
+    expected = probabilities(model, rows)
+    decoder = FastDecoder(model)
+    assert decoder.keep_frozen_states(tokens=1000, free_bytes=1e9)
+    ordinary = decoder._layer
+    decoder._layer = lambda index, *more, **named: calls.append(index) or ordinary(index, *more, **named)  # type: ignore[method-assign,func-returns-value]
+    for _ in range(2):
+        assert torch.equal(probabilities(model, rows, lambda _: decoder), expected)
+    assert calls == [0, 1, 2, 3, 2, 3]
+    again = probabilities(model, rows[::-1], lambda _: decoder).flip(0)  # in other batches too
+    assert calls[6:] == [2, 3]
+    torch.testing.assert_close(again, expected, atol=tolerance(), rtol=0)
+
+
+def test_states_of_frozen_layers_are_not_kept_when_they_do_not_fit() -> None:
+    frozen_below = FastDecoder(with_adapters(tiny_model("llama"), **UPPER_HALF))
+    assert not frozen_below.keep_frozen_states(tokens=1000, free_bytes=1000 * 64 * 4 - 1)
+    assert not FastDecoder(with_adapters(tiny_model("llama"))).keep_frozen_states(tokens=1, free_bytes=1e9)
+
+
+def test_noise_is_added_to_embeddings_in_training_only() -> None:
+    model, rows = with_adapters(tiny_model("llama")), random_rows()
+    decoder = FastDecoder(model)
+    expected = probabilities(model, rows)
+    decoder.neftune_alpha = 5.0
+    assert torch.equal(probabilities(model, rows, lambda _: decoder), expected)
+    model.train()
+    packed = torch.from_numpy(np.concatenate(rows)).long()
+    layout = PackedRows(*[tuple(map(len, rows))] * 2, torch.device("cpu"))
+    noise = decoder._embed(packed, layout) - model.get_input_embeddings()(packed)
+    for row in torch.split(noise[0], list(layout.lengths)):
+        most = 5.0 / math.sqrt(len(row) * 64)
+        assert 0.9 * most < row.abs().max() <= most * (1 + 1e-5)

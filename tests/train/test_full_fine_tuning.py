@@ -1,0 +1,79 @@
+"""Training the linear layers themselves: it learns, resumes, reloads exactly and starts from earlier runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from factories import config, lora_config, model_config
+from tiny import save_tiny_llama
+from training_cases import ANSWER_IDS, LORA, TRAIN, fit, rows
+
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.evaluate.scoring import score_rows
+from lmsys_unsloth.model import loading
+from lmsys_unsloth.model.decoder import FastDecoder
+from lmsys_unsloth.model.trained_weights import trained_weights
+
+FULL = lora_config(kind="full", first_layer=1, target_modules=["q_proj", "v_proj", "down_proj"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("model"))
+
+
+def trainable(folder: Path, lora: Any = FULL, **changes: Any) -> Any:
+    model = loading.load_model(model_config(folder, **changes))
+    return loading.make_trainable(model, lora, TRAIN, seed=1)
+
+
+def scores(model: Any) -> np.ndarray:
+    return score_rows(FastDecoder(model), rows(), ANSWER_IDS, 256)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_full_fine_tuning_learns_and_reloads_exactly(folder: Path, tmp_path: Path, dtype: str) -> None:
+    model = trainable(folder, dtype=dtype)
+    weights = trained_weights(model)
+    assert all(".layers.1." in name and p.dtype == torch.float32 for name, p in weights.items())
+    assert len(weights) == 3
+    before = scores(model)
+    fit(model, folder, Run(tmp_path), TRAIN.model_copy(update={"epochs": 8, "learning_rate": 1e-3}))
+    labels = [row.comparison.label for row in rows()]
+    after = scores(model)
+    losses = [-np.log(p[np.arange(len(p)), labels]).mean() for p in (before, after)]  # type: ignore[arg-type]
+    assert losses[1] < losses[0] - 0.2
+    loading.save_adapters(model, tmp_path / "adapter", model_config(folder))
+    reloaded = loading.load_adapters(
+        loading.load_model(model_config(folder, dtype=dtype)), tmp_path / "adapter"
+    )
+    assert np.array_equal(scores(reloaded), after)
+    assert loading.remove_adapters(reloaded) is None  # its own weights have changed
+
+
+@pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
+def test_a_run_starts_from_the_weights_of_an_earlier_one(folder: Path, tmp_path: Path, lora: Any) -> None:
+    first = trainable(folder, lora)
+    with torch.no_grad():
+        for weight in trained_weights(first).values():
+            weight.add_(0.01)
+    loading.save_adapters(first, tmp_path / "adapter", model_config(folder))
+    second = trainable(folder, lora)
+    assert not np.array_equal(scores(second), scores(first))
+    loading.continue_from(second, tmp_path / "adapter")
+    assert np.array_equal(scores(second), scores(first))
+    other = trainable(folder, lora.model_copy(update={"target_modules": ["o_proj"]}))
+    with pytest.raises(UserError, match=r"does not fit the model, .* tensors differ in name or shape"):
+        loading.continue_from(other, tmp_path / "adapter")
+
+
+def test_four_bit_weights_are_refused() -> None:
+    assert config("lora=none").model.load_in_4bit is False
+    with pytest.raises(UserError, match="4-bit weights can't be trained themselves"):
+        config("lora=none", "model.load_in_4bit=true")
