@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import psutil
@@ -20,6 +21,9 @@ NF4_BYTES = 0.5 + 4 / 64
 RESIDENT_SHARE = 0.25
 """Fraction of free memory that dequantised weights may use on top of their 4-bit form; activations need the
 rest."""
+
+FULL_BYTES = 16
+"""Bytes per fully trained weight on top of the loaded one: float32 copy, gradient and two AdamW moments."""
 
 WORKSPACE = 2
 """Temporary memory of a forward and backward pass, in layers' worth of kept activations."""
@@ -115,27 +119,37 @@ def forecast_memory(
         row_length: maximum number of tokens of a row.
 
     Returns:
-        Bytes of the weights, and bytes of the activations of one micro-batch.
+        Bytes of the weights (of fully trained ones with gradients and optimiser states), and bytes of the
+        activations of one micro-batch.
     """
     itemsize = 4 if model.dtype == "float32" else 2
     width, depth = model_config["hidden_size"], model_config["num_hidden_layers"]
-    linear = depth * sum(inputs * outputs for inputs, outputs in projection_shapes(model_config).values())
+    linear = _size(model_config, projection_shapes(model_config))
     tied = model_config.get("tie_word_embeddings", model_config["model_type"] == "gemma2")
     weights = model_config["vocab_size"] * width * (1 if tied else 2) * itemsize
     weights += linear * (NF4_BYTES if model.load_in_4bit else itemsize)
     if model.load_in_4bit and should_dequantise(model.resident, linear, itemsize, free_bytes() - weights):
         weights += linear * (itemsize - NF4_BYTES)
+    trained = max(0, depth - lora.first_layer)
+    if lora.kind == "full":
+        weights += FULL_BYTES * trained / depth * _size(model_config, lora.target_modules)
     half_on_gpu = torch.cuda.is_available() and itemsize == 2
     layer = layer_bytes_per_token(
         model_config, min(row_length, tokens), itemsize=itemsize,
-        ranks=dict.fromkeys(lora.target_modules, lora.r), dropout=lora.dropout > 0,
+        ranks=dict.fromkeys(lora.target_modules, lora.r if lora.kind == "lora" else 0),
+        dropout=lora.dropout > 0,
         flash=half_on_gpu and has_flash_attention(torch.device("cuda")),
         fused=half_on_gpu and lora.dropout == 0,
     )  # fmt: skip
-    trained = max(0, depth - lora.first_layer)
     if train.checkpoint == "all":
         return weights, tokens * (trained * width * itemsize + WORKSPACE * layer)
     return weights, tokens * (trained + WORKSPACE) * layer
+
+
+def _size(model_config: Mapping[str, Any], names: Iterable[str]) -> int:
+    """Number of weights of the named linear layers in all decoder layers."""
+    shapes = projection_shapes(model_config)
+    return int(model_config["num_hidden_layers"] * sum(math.prod(shapes[name]) for name in names))
 
 
 SLACK_GB = 2.0

@@ -145,7 +145,8 @@ def train(
     if stopping is not None:
         best = stopping.load_best()
         log.info("the weights of step %d are kept: loss %.4f on the early-stopping set", best.step, best.loss)
-        summary["best_step"] = best.step
+        prompts = {row.comparison.prompts for row in early_stopping}
+        summary |= {"best_step": best.step, "early_stopping_prompts": len(prompts)}
     metric_logger.summarize({f"train/{key}": value for key, value in summary.items()})
     write_json(run.training, {**summary, "learning_curve": _learning_curve(trainer)})
 

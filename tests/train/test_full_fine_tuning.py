@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from training_cases import ANSWER_IDS, LORA, TRAIN, fit, rows
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.evaluate.scoring import score_rows
-from lmsys_unsloth.model import loading
+from lmsys_unsloth.model import loading, memory
 from lmsys_unsloth.model.decoder import FastDecoder
 from lmsys_unsloth.model.trained_weights import trained_weights
 
@@ -77,3 +78,15 @@ def test_four_bit_weights_are_refused() -> None:
     assert config("lora=none").model.load_in_4bit is False
     with pytest.raises(UserError, match="4-bit weights can't be trained themselves"):
         config("lora=none", "model.load_in_4bit=true")
+
+
+def test_the_memory_of_full_fine_tuning_is_forecast(folder: Path) -> None:
+    """A float32 copy, its gradient and AdamW's two moments for each trained weight."""
+    settings = json.loads((folder / "config.json").read_text())
+    model, lora = model_config(folder), FULL.model_copy(update={"first_layer": 0})
+    sizes = [
+        memory.forecast_memory(settings, model, each, TRAIN, tokens=64, row_length=64)[0]
+        for each in (lora, lora.model_copy(update={"kind": "lora"}))
+    ]
+    trained = sum(p.numel() for p in trained_weights(trainable(folder, lora)).values())
+    assert sizes[0] - sizes[1] == 4 * 4 * trained
