@@ -1,0 +1,289 @@
+"""Tables and a figure of the finished runs of a study."""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from factories import config
+from heading import heading
+from matplotlib.figure import Figure
+from study_runs import BASE, RECORD, Job, Study, describe_failure, read_record
+
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.config.schema import DataConfig
+from lmsys_unsloth.core.files import replacing, write_text
+from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.dataset import load_rows
+from lmsys_unsloth.evaluate import baselines
+from lmsys_unsloth.evaluate.bootstrap import PairedDifference, cluster_numbers, paired_bootstrap
+from lmsys_unsloth.evaluate.calibration import Floats, log_losses
+from lmsys_unsloth.evaluate.predictions import read_predictions
+
+REGRESSION = "logistic regression"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the report needs of one run."""
+
+    job: Job
+    metrics: dict[str, Any]
+    """Content of ``metrics.json``."""
+    seconds: float
+    """Seconds of training."""
+    commit: str
+    """Commit of the code that made the run."""
+    losses: pd.Series[float]
+    """Log loss of each scored row, by id."""
+    clusters: pd.Series[str]
+    """Rows of one prompt share a name, also over folds and seeds; by id."""
+    regression: pd.Series[float]
+    """Log loss of the logistic regression on the form of the responses, by id."""
+
+
+def read_runs(study: Study, output: Path) -> tuple[list[FinishedRun], list[str]]:
+    """Read all finished runs, in the order of the arms in the study, and describe the failed ones."""
+    records = [(path.parent, read_record(path.parent)) for path in sorted(output.glob(f"*/*/*/{RECORD}"))]
+    jobs = [(folder, *record) for folder, record in records if record]
+    arms = list(study.arms)
+    jobs.sort(key=lambda entry: arms.index(entry[1].arm) if entry[1].arm in arms else len(arms))
+    finished = [read_run(job, folder) for folder, job, status in jobs if status == 0]
+    failed = [f"{job.folder}: {describe_failure(folder)}" for folder, job, status in jobs if status]
+    return finished, failed
+
+
+def read_run(job: Job, folder: Path) -> FinishedRun:
+    """Read one finished run."""
+    run = Run(folder)
+    predicted = read_predictions(run.predictions)
+    fingerprint = run.data_description()["fingerprint"]
+    regression = regression_probabilities(run, tuple(job.overrides), tuple(predicted.ids))
+    by_id: Callable[[Any], Any] = functools.partial(pd.Series, index=list(predicted.ids))
+    return FinishedRun(
+        job,
+        json.loads(run.metrics.read_text(encoding="utf-8")),
+        json.loads(run.training.read_text(encoding="utf-8"))["seconds"],
+        str(run.environment_description()["commit"]),
+        by_id(log_losses(predicted.probabilities.astype(np.float64), predicted.labels)),
+        by_id([f"{fingerprint} {group}" for group in predicted.groups]),
+        by_id(log_losses(regression, predicted.labels)),
+    )
+
+
+def regression_probabilities(run: Run, overrides: tuple[str, ...], scored: tuple[str, ...]) -> Floats:
+    """Predict rows by id ``[scored, 3]`` with a regression fitted on the rows that the run was trained on."""
+    data = config(*overrides).data.model_copy(update={"soft_labels": True})
+    trained = pd.read_csv(run.training_rows, dtype={"id": str}, keep_default_na=False)["id"]
+    return _regression(data.model_dump_json(), tuple(trained), scored)
+
+
+@functools.cache
+def _regression(data: str, trained: tuple[str, ...], scored: tuple[str, ...]) -> Floats:
+    by_id = _rows_by_id(data)
+    return baselines.logistic_regression([by_id[id] for id in trained], [by_id[id] for id in scored])
+
+
+@functools.lru_cache(maxsize=1)
+def _rows_by_id(data: str) -> dict[str, Comparison]:
+    return {row.id: row for row in load_rows(DataConfig.model_validate_json(data))}
+
+
+def compare(
+    first: Sequence[pd.Series[float]], second: Sequence[pd.Series[float]], clusters: Sequence[pd.Series[str]]
+) -> PairedDifference:
+    """Compare losses of the same rows, run by run; the runs are pooled.
+
+    Raises:
+        KeyError: a run of ``second`` lacks a row.
+    """
+    other = [losses[own.index] for own, losses in zip(first, second, strict=True)]
+    names = pd.concat(clusters).tolist()
+    return paired_bootstrap(
+        pd.concat(first).to_numpy(np.float64),
+        pd.concat(other).to_numpy(np.float64),
+        cluster_numbers(names, len(names)),
+    )
+
+
+@dataclass(frozen=True)
+class Result:
+    """One arm on one data set, over all its seeds and folds."""
+
+    data_set: str
+    arm: str
+    runs: list[FinishedRun]
+    from_base: PairedDifference | None
+    """Over the seeds and folds on which the base arm was trained too; None if there are none."""
+    runs_paired: int
+    from_regression: PairedDifference
+
+
+def compare_arms(runs: Sequence[FinishedRun]) -> list[Result]:
+    """Compare every arm of each data set with the base arm and with the logistic regression."""
+    base = {(run.job.data_set, run.job.seed, run.job.fold): run for run in runs if run.job.arm == BASE}
+    groups: dict[tuple[str, str], list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.job.data_set, run.job.arm), []).append(run)
+    results = []
+    for (data_set, arm), own in groups.items():
+        pairs = [(run, base[key]) for run in own if (key := (data_set, run.job.seed, run.job.fold)) in base]
+        from_base = None
+        if pairs and arm != BASE:
+            from_base = compare(
+                [run.losses for run, _ in pairs],
+                [other.losses for _, other in pairs],
+                [run.clusters for run, _ in pairs],
+            )
+        from_regression = compare(
+            [run.losses for run in own], [run.regression for run in own], [run.clusters for run in own]
+        )
+        results.append(Result(data_set, arm, own, from_base, len(pairs), from_regression))
+    return results
+
+
+def write_report(study: Study, output: Path) -> None:
+    """Write ``study.md`` and ``study.png`` into the folder of the runs."""
+    runs, failed = read_runs(study, output)
+    if not runs:
+        raise SystemExit(f"{output}: no finished run; start some with `python benchmarks/study.py run`")
+    results = compare_arms(runs)
+    write_text(output / "study.md", as_markdown(study, results, failed))
+    with replacing(output / "study.png") as temporary:
+        plot(results).savefig(temporary, format="png", dpi=120)
+    print(f"{output / 'study.md'}\n{output / 'study.png'}")
+
+
+def as_markdown(study: Study, results: Sequence[Result], failed: Sequence[str]) -> str:
+    """Return the tables of all data sets, with what is needed to reproduce them."""
+    runs = [run for result in results for run in result.runs]
+    sets = list(dict.fromkeys(result.data_set for result in results))
+    arms = [name for name in study.arms if any(result.arm == name for result in results)]
+    seeds = ",".join(map(str, sorted({run.job.seed for run in runs})))
+    command = (
+        f"python benchmarks/study.py run --sets {','.join(sets)} --arms {','.join(arms)} --seeds {seeds} "
+        "--data DIR --output OUT"
+    )
+    lines = [
+        heading("Variants of the recipe compared", command),
+        f"{len(runs)} runs, trained at commit {', '.join(sorted({run.commit for run in runs}))}. Log losses "
+        "are means over the runs ± their standard deviation;\nafter temperature: fitted out of fold. "
+        "Differences are paired by row and pooled over the runs, negative where the arm is better;\nthe 95% "
+        "interval resamples groups of equal prompts. It does not contain the variation between seeds. "
+        "Seconds are\ncomparable between runs with the same --jobs and --threads on an idle machine.\n",
+        "| arm | overrides | question |\n|---|---|---|",
+        *(
+            f"| {arm} | `{' '.join(study.arms[arm].overrides or study.base)}` | {study.arms[arm].question} |"
+            for arm in arms
+        ),
+    ]
+    for name in sets:
+        lines += _set_table(study, name, [result for result in results if result.data_set == name])
+    if len(sets) > 1:
+        lines += _summary(arms, sets, results)
+    if failed:
+        lines += ["\n## Failed runs\n", *(f"- {failure}" for failure in failed)]
+    return "\n".join(lines) + "\n"
+
+
+def _set_table(study: Study, name: str, results: Sequence[Result]) -> list[str]:
+    """Table of one data set."""
+    runs = [run for result in results for run in result.runs]
+    where = sorted({(run.job.seed, run.job.fold) for run in runs})
+    first = results[0].runs
+    prior = _mean([run.metrics["baselines"]["class_prior"] for run in first])
+    regression = _mean([run.metrics["baselines"]["logistic_regression"] for run in first])
+    overrides = " ".join(study.sets[name].overrides) if name in study.sets else ""
+    return [
+        f"\n## {name}\n",
+        f"`{overrides}`; seed and fold {', '.join(f'{seed}-{fold}' for seed, fold in where)}; "
+        f"{', '.join(sorted({str(len(run.losses)) for run in runs}))} rows scored in a run.\n"
+        f"Class prior {prior}, logistic regression {regression}"
+        f" (of the runs of `{results[0].arm}`).\n",
+        f"| arm | runs | log loss | after temperature | training, s | − {BASE} | − {REGRESSION} |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {result.arm} | {len(result.runs)} "
+            f"| {_mean([run.metrics['log_loss'] for run in result.runs])} "
+            f"| {_mean([run.metrics['log_loss_after_temperature'] for run in result.runs])} "
+            f"| {statistics.mean(run.seconds for run in result.runs):.0f} "
+            f"| {_difference(result.from_base)}"
+            f"{f' ({result.runs_paired} runs)' if 0 < result.runs_paired < len(result.runs) else ''} "
+            f"| {_difference(result.from_regression)} |"
+            for result in results
+        ),
+    ]
+
+
+def _summary(arms: Sequence[str], sets: Sequence[str], results: Sequence[Result]) -> list[str]:
+    """Table of the differences from the base arm on all data sets."""
+    found = {(result.arm, result.data_set): result.from_base for result in results}
+    rows = [
+        f"| {arm} | {' | '.join(_difference(found.get((arm, name))) for name in sets)} |"
+        for arm in arms
+        if arm != BASE
+    ]
+    return [
+        f"\n## Differences from {BASE}\n",
+        f"| arm | {' | '.join(sets)} |",
+        "|---" * (len(sets) + 1) + "|",
+        *rows,
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    """Mean ± standard deviation; a dash if a value is missing."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "–"
+    spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.3f}{spread}"
+
+
+def _difference(pair: PairedDifference | None) -> str:
+    """Difference and interval, in bold if the interval excludes zero; a dash if there is none."""
+    if pair is None:
+        return "–"
+    if pair.difference_ci is None:
+        return f"{pair.difference:+.3f}"
+    low, high = pair.difference_ci
+    text = f"{pair.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def plot(results: Sequence[Result]) -> Figure:
+    """Draw the paired differences and their intervals: a column of panels for each data set."""
+    sets = list(dict.fromkeys(result.data_set for result in results))
+    arms = list(dict.fromkeys(result.arm for result in results))
+    rows: dict[str, Callable[[Result], PairedDifference | None]] = {
+        f"log loss − {BASE}": lambda result: result.from_base,
+        f"log loss − {REGRESSION}": lambda result: result.from_regression,
+    }
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(2.2 + 2.6 * len(sets), 1.6 + 0.44 * len(arms)), layout="constrained")
+        axes = figure.subplots(len(rows), len(sets), sharex="row", sharey=True, squeeze=False)
+        for panels, (label, choose) in zip(axes, rows.items(), strict=True):
+            for axis, name in zip(panels, sets, strict=True):
+                own = [result for result in results if result.data_set == name]
+                pairs = {result.arm: pair for result in own if (pair := choose(result))}
+                for arm, pair in pairs.items():
+                    y, (low, high) = arms.index(arm), pair.difference_ci or (pair.difference,) * 2
+                    colour = "#2f8f57" if high < 0 else "#c0392b" if low > 0 else "#6b7785"
+                    axis.plot([low, high], [y, y], color=colour, linewidth=1.5)
+                    axis.plot(pair.difference, y, "o", color=colour, markersize=4)
+                axis.axvline(0, color="#1f2933", linewidth=0.8)
+                axis.grid(axis="y", color="#dfe3e8", linewidth=0.7)
+                axis.set_xlabel(label)
+                axis.set_yticks(range(len(arms)), arms)
+                axis.set_ylim(len(arms) - 0.5, -0.5)
+        for axis, name in zip(axes[0], sets, strict=True):
+            axis.set_title(name)
+    return figure
