@@ -37,7 +37,7 @@ test-fast: $(READY) ## run the tests not marked slow: under a minute
 	$(PYTEST) $(PARALLEL) -m "not slow and not gpu" $(ARGS)
 
 test-portable: $(READY) ## run the numeric tests as an older CPU with one thread computes them
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "numeric and not slow and not gpu" $(ARGS)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "numeric and not gpu" $(ARGS)
 
 test-gpu: $(READY) ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)

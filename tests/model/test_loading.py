@@ -127,6 +127,7 @@ def test_weights_become_resident_only_where_there_is_room(
     assert not any(isinstance(module, bnb.nn.Linear4bit) for module in roomy.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", ["require_available", "load_tokenizer"])
 def test_a_hub_out_of_reach_is_found_out_before_slow_imports(function: str, tmp_path: Path) -> None:
     script = f"""

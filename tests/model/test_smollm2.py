@@ -14,6 +14,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import smollm2
 
 
+@pytest.mark.slow
 def test_tokenizer_is_the_published_one() -> None:
     """Ids of the published tokenizer; it splits digits, which the stock GGUF conversion does not."""
     tokenizer = smollm2.tokenizer()

@@ -56,6 +56,7 @@ def same(one: EncodedRow, other: EncodedRow) -> bool:
     return one.text == other.text and np.array_equal(one.input_ids, other.input_ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", SMALL_TOKENIZERS)
 @settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
@@ -377,6 +378,7 @@ def test_a_changed_row_template_tokenizer_or_code_never_meets_old_ids(
     assert len(encodings) == 11
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_gained_a_token_never_meets_old_ids(
     cache_folder: Path, encodings: list[int]
 ) -> None:

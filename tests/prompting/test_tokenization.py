@@ -56,6 +56,7 @@ def test_the_tokenizer_is_not_modified() -> None:
     assert after == before == given_tokenizer.convert_tokens_to_ids(["<|begin_of_text|>", "a", "<|eot_id|>"])
 
 
+@pytest.mark.slow
 def test_characters_without_bytes_in_the_vocabulary_are_replaced() -> None:
     """SmolLM2's vocabulary lacks six control characters and the planes from U+40000 on."""
     smollm2 = Vocabulary(tokenizer("smollm2"))

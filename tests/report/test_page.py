@@ -158,6 +158,7 @@ def test_hostile_title_config_and_command(tmp_path, no_figures):
     assert "<script" not in html and "<img" not in html and "<b>run" not in html and "&lt;b&gt;run" in html
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "label"),
     [

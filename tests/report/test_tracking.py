@@ -26,6 +26,7 @@ def read_log(run: Run) -> bytes:
     return file.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_published_as_numbers_tables_plots_and_an_artifact(evaluation: Evaluation) -> None:
     run, found = evaluation
     with tracking.start(config(WANDB, "logger.save_adapter=true"), run, job_type="train") as tracker:

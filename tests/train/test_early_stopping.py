@@ -21,6 +21,8 @@ from lmsys_unsloth.model.decoder import FastDecoder
 HELD_OUT = rows(12)
 EVERY_TWO = TRAIN.model_copy(update={"evaluate_every": 2})
 
+pytestmark = pytest.mark.slow  # each trains a model
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,6 +22,8 @@ from lmsys_unsloth.model.trained_weights import trained_weights
 
 FULL = lora_config(kind="full", first_layer=1, target_modules=["q_proj", "v_proj", "down_proj"])
 
+pytestmark = pytest.mark.slow  # each trains a model
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

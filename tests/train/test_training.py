@@ -22,6 +22,8 @@ from lmsys_unsloth.model.decoder import FastDecoder
 from lmsys_unsloth.model.unsloth_import import import_unsloth
 from lmsys_unsloth.report.tracking import NoTracker
 
+pytestmark = pytest.mark.slow  # each trains a model
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -216,7 +218,6 @@ def test_other_errors_are_not_treated_as_out_of_memory(
         fit(adapted(folder), folder, Run(tmp_path))
 
 
-@pytest.mark.slow
 def test_fifty_steps_of_smollm2_follow_the_ordinary_path(tmp_path: Path) -> None:
     """The real model in float32: the two curves coincide until rounding has been amplified."""
     config = ModelConfig(
