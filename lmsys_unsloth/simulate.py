@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lmsys_unsloth.cli.words import parse_words
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import replacing
 from lmsys_unsloth.core.progress import progress
@@ -30,7 +30,7 @@ RULES = {
     "length": ("full", "short|full", "must be short or full"),
     "out": ("", r".+\.csv", "must name a .csv file"),
 }
-"""Default of each argument, a pattern for its values, and that pattern in words."""
+"""Arguments, as :mod:`~lmsys_unsloth.cli.words` reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,9 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
     Raises:
         UserError: an unknown name, a value of the wrong kind, or no ``out``.
     """
-    values = {name: default for name, (default, _, _) in RULES.items()}
-    values |= {name: value for name, _, value in (word.partition("=") for word in words)}
-    problems = [f"{name}: no such argument" for name in values if name not in RULES]
-    for name, (_, pattern, rule) in RULES.items():
-        if not re.fullmatch(pattern, values[name]):
-            problems.append(f"{name}={values[name]}: {rule}")
-    if problems:
-        usage = "python -m lmsys_unsloth.simulate rows=57477 out=arena.csv [length=short|full] [seed=0]"
-        raise UserError("\n".join([*problems, f"usage: {usage}"]))
+    values = parse_words(
+        words, RULES, "python -m lmsys_unsloth.simulate rows=57477 out=arena.csv [length=short|full] [seed=0]"
+    )
     length: Literal["short", "full"] = "short" if values["length"] == "short" else "full"
     return Arguments(Path(values["out"]), int(values["rows"]), length, int(values["seed"]))
 

@@ -22,6 +22,8 @@ from lmsys_unsloth.prompting.encoding import RowEncoder
 
 TEMPLATES = tuple(sorted(path.stem for path in (CONF / "prompt").glob("v*.yaml")))
 """Names of the templates in ``conf/prompt``."""
+CHAT_TEMPLATES = tuple(name for name in TEMPLATES if prompt_config(name).chat)
+"""Those whose text contains chat markup."""
 SMALL_TOKENIZERS = ("small-llama3", "small-gemma2", "smollm2")
 """Names for :func:`tokenizer` and :func:`encoder`."""
 

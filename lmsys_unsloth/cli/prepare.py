@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from lmsys_unsloth.cli import preflight, preview
@@ -9,6 +11,7 @@ from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.data.comparison import swap_rows
 from lmsys_unsloth.data.dataset import limit_rows, load_fold
+from lmsys_unsloth.data.earlier_runs import use_earlier_runs
 from lmsys_unsloth.data.selection import Overlap, Selection, split_early_stopping
 from lmsys_unsloth.data.trained_rows import save_trained_rows
 from lmsys_unsloth.model import loading
@@ -26,7 +29,11 @@ def prepare_training(config: Config, run: Run) -> Prepared:
     """
     loading.require_available(config.model)
     fold = limit_rows(load_fold(config.data, config.fold, run), config.debug, config.seed)
-    save_trained_rows(run.training_rows, fold.train)
+    fold = use_earlier_runs(config, fold, run)
+    init_from = config.train.init_from
+    save_trained_rows(
+        run.training_rows, fold.train, Run(Path(init_from)).training_rows if init_from else None
+    )
     rows, early_stopping = split_early_stopping(fold.train, config)
     encoder = RowEncoder(loading.load_tokenizer(config.model), config.prompt)
     units = swap_rows(rows, config.data.swap, config.seed)

@@ -140,7 +140,8 @@ class TrainConfig(Section):
     neftune_alpha: NonNegativeFloat
     """Scale of the noise added to the embeddings in training (Jain et al. 2023, arXiv:2310.05914)."""
     init_from: str | None
-    """Run whose adapters (and trained head) training starts from; null: new ones."""
+    """Run whose adapters (and trained head) training starts from, which must fit this run and may not have
+    been trained on its validation rows; null: new ones."""
     evaluate_every: PositiveInt | None
     """Optimiser steps between two evaluations on the early-stopping set; the adapters of the best one are
     kept. null: no early-stopping set, the adapters of the last step are kept."""
@@ -237,8 +238,9 @@ class DataConfig(Section):
     """Stop and list unusable rows, or leave them out and write them to ``RUN/bad_rows.csv``."""
     soft_labels: bool | str
     """``true``: train on ``p_a, p_b, p_tie`` or ``votes_a, votes_b, votes_tie`` where a file has these
-    columns. ``false``: on the labels only. A run directory or a ``predictions.parquet``: on its
-    probabilities, mixed with the labels as ``train.teacher_weight`` says."""
+    columns. ``false``: on the labels only. A run directory, the directory of a cross-validation or a
+    ``predictions.parquet``: like ``true``, mixed with its probabilities as ``train.teacher_weight`` says
+    (``docs/distillation.md``)."""
     folds: int = Field(ge=2)
     """Number of folds."""
     fold_seed: NonNegativeInt

@@ -94,7 +94,8 @@ def load_fold(config: DataConfig, fold: int, run: Run | None = None) -> FoldData
             f"fold = {fold}: data.folds = {config.folds}, so the folds are 0 to {config.folds - 1}"
         )
     main, *extras = _read_all(config, [config.path, *config.extra], run)
-    for source in (main, *extras):
+    # a teacher may label extra rows, see lmsys_unsloth.data.earlier_runs
+    for source in (main, *extras) if isinstance(config.soft_labels, bool) else (main,):
         _require_labels(source)
     content = rows_fingerprint(main.rows)
     columns = grouping_columns(main.rows, config.group_by)

@@ -87,7 +87,8 @@ def select_for_trained(
     if include or len(runs) > 1 or not is_split_from(runs[0], fingerprint):
         selection = _whole_file(rows)
         description = {"path": source, "rows": len(rows)}
-        write_json(output.data, {"fingerprint": fingerprint, "source": description})
+        scored_by = [[str(run.path) for run in runs]]
+        write_json(output.data, {"fingerprint": fingerprint, "source": description, "runs": scored_by})
     else:
         folds = {"fold_file": str(runs[0].folds)}
         selection = _validation_fold(

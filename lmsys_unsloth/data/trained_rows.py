@@ -34,9 +34,17 @@ class TrainedRows:
         return content in self.contents or (row.id, prompt) in self.prompts
 
 
-def save_trained_rows(path: Path, rows: Iterable[Comparison]) -> None:
-    """Write ``id, prompt_sha256, content_sha256``, one line for each training row."""
-    write_csv(path, COLUMNS, ((row.id, *_hashes(row)) for row in rows))
+def save_trained_rows(path: Path, rows: Iterable[Comparison], earlier: Path | None = None) -> None:
+    """Write ``id, prompt_sha256, content_sha256``, one line for each training row.
+
+    Args:
+        path: file to write.
+        rows: training rows.
+        earlier: the same file of the run whose adapters training starts from; its lines are repeated, because
+            they were trained on those rows too.
+    """
+    lines = [(row.id, *_hashes(row)) for row in rows]
+    write_csv(path, COLUMNS, dict.fromkeys([*lines, *(_read(earlier) if earlier else ())]))
 
 
 def load_trained_rows(paths: Iterable[Path]) -> TrainedRows:
@@ -51,21 +59,31 @@ def load_trained_rows(paths: Iterable[Path]) -> TrainedRows:
     prompts: set[tuple[str, str]] = set()
     contents: set[str] = set()
     for path in paths:
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                header, *lines = csv.reader(file)
-                if tuple(header) != COLUMNS:
-                    raise ValueError
-                for row_id, prompt, content in lines:
-                    prompts.add((row_id, prompt))
-                    contents.add(content)
-        except (OSError, ValueError, csv.Error) as error:
-            problem = error.strerror if isinstance(error, OSError) else "damaged"
-            raise UserError(
-                f"{path}: {problem}, so rows that this run was trained on can't be recognised.\n"
-                "  Restore the file, or score all rows with eval.trained_rows=include."
-            ) from None
+        for row_id, prompt, content in _read(path):
+            prompts.add((row_id, prompt))
+            contents.add(content)
     return TrainedRows(frozenset(prompts), frozenset(contents))
+
+
+def count_trained(path: Path, rows: Iterable[Comparison]) -> int:
+    """Count the rows that a run was trained on; ``path`` is its ``training_rows.csv``."""
+    trained = load_trained_rows([path])
+    return sum(row in trained for row in rows)
+
+
+def _read(path: Path) -> list[tuple[str, str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *lines = csv.reader(file)
+        if tuple(header) != COLUMNS:
+            raise ValueError
+        return [(row_id, prompt, content) for row_id, prompt, content in lines]
+    except (OSError, ValueError, csv.Error) as error:
+        problem = error.strerror if isinstance(error, OSError) else "damaged"
+        raise UserError(
+            f"{path}: {problem}, so rows that this run was trained on can't be recognised.\n"
+            "  Restore the file. To score all rows: eval.trained_rows=include."
+        ) from None
 
 
 def _hashes(row: Comparison) -> tuple[str, str]:
