@@ -193,7 +193,7 @@ def load_adapters(model: nn.Module, folder: Path) -> PeftModel:
     if not (folder / "adapter_model.safetensors").is_file():
         raise UserError(
             f"{folder}: holds no adapter_model.safetensors, so the run has not finished training.\n"
-            f"  Go on with it: python train.py resume={folder.parent}"
+            f"  Resume it: python train.py resume={folder.parent}"
         )
     adapted = PeftModel.from_pretrained(model, folder, is_trainable=False)
     return cast("PeftModel", adapted.eval())
