@@ -96,9 +96,9 @@ def as_markdown(runs: list[dict[str, Any]], megabytes: float, command: str) -> s
             "| part | first run, s | second run, s |",
             "|---|---|---|",
             *parts,
-            f"| **total** | **{totals[0]:.1f}** (aim: under {LIMIT_SECONDS}) | **{totals[1]:.1f}** "
-            f"(aim: under {LIMIT_WARM_SECONDS} after imports) |",
-            f"| peak memory, GB (aim: under {LIMIT_GB:.0f}) | {first['peak_gb']:.2f} "
+            f"| **total** | **{totals[0]:.1f}** (target: under {LIMIT_SECONDS}) | **{totals[1]:.1f}** "
+            f"(target: under {LIMIT_WARM_SECONDS} after imports) |",
+            f"| peak memory, GB (target: under {LIMIT_GB:.0f}) | {first['peak_gb']:.2f} "
             f"| {second['peak_gb']:.2f} |",
             "",
         ]

@@ -124,9 +124,9 @@ def written(found: dict, command: str) -> str:
             "| part | seconds |",
             "|---|---|",
             *lines,
-            f"| **total** | **{total:.1f}** (aim: under {LIMIT_SECONDS}) |",
+            f"| **total** | **{total:.1f}** (target: under {LIMIT_SECONDS}) |",
             "",
-            f"Peak memory {found['peak_gib']:.2f} GiB (aim: under {LIMIT_GIB:.0f} GiB). "
+            f"Peak memory {found['peak_gib']:.2f} GiB (target: under {LIMIT_GIB:.0f} GiB). "
             f"report.html: {found['html_mb']:.1f} MB.",
             "",
         ]

@@ -74,12 +74,12 @@ def identifier(cell: Any) -> str:
 
 
 def optional_text(cell: Any) -> str | None:
-    """Text, or None for an empty cell."""
+    """Read text; None for an empty cell."""
     return None if cell is None or cell == "" else encodable(str(cell))
 
 
 def turn(cell: Any, name: str, index: int, notes: Counter[str]) -> str:
-    """Text of one turn; null is empty text."""
+    """Read the text of one turn; null is empty text."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         notes["null_turns"] += 1
         return ""
@@ -94,7 +94,7 @@ def turn(cell: Any, name: str, index: int, notes: Counter[str]) -> str:
 
 
 def turn_list(cell: Any, name: str, notes: Counter[str]) -> tuple[str, ...]:
-    """A JSON list of texts and nulls; Parquet and JSONL may hold the list itself."""
+    """Read a JSON list of texts and nulls; Parquet and JSONL may hold the list itself."""
     turns = _from_json(cell, name, "not a JSON list", "a JSON list of turns")
     if not isinstance(turns, list):
         raise CellError("not a JSON list", f"{name} is {shorten(cell)}, not a JSON list of turns")
@@ -102,7 +102,7 @@ def turn_list(cell: Any, name: str, notes: Counter[str]) -> tuple[str, ...]:
 
 
 def dialogue(cell: Any, name: str, notes: Counter[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """User and assistant texts of ``[{"role": "user", "content": "Hi"}, {"role": "assistant", …}, …]``."""
+    """Read user and assistant texts: ``[{"role": "user", "content": "Hi"}, {"role": "assistant", …}, …]``."""
     messages = _from_json(cell, name, "not a conversation", "a list of messages")
     if not isinstance(messages, list) or not all(isinstance(message, Mapping) for message in messages):
         raise CellError("not a conversation", f"{name} is {shorten(cell)}, not a list of messages")
@@ -116,7 +116,7 @@ def dialogue(cell: Any, name: str, notes: Counter[str]) -> tuple[tuple[str, ...]
 
 
 def _content(content: Any, name: str) -> Any:
-    """Newer datasets hold a message as parts: ``[{"type": "text", "text": "Hi", "image": null}]``."""
+    """Join a message that is stored in parts: ``[{"type": "text", "text": "Hi", "image": null}]``."""
     if not isinstance(content, list):
         return content
     for part in content:
@@ -138,7 +138,7 @@ def _from_json(cell: Any, name: str, kind: str, wanted: str) -> Any:
 def aligned(
     prompts: tuple[str, ...], responses_a: tuple[str, ...], responses_b: tuple[str, ...], names: Sequence[str]
 ) -> Turns:
-    """The three lists of turns, if they are equally long and not empty."""
+    """Return the three lists of turns if they are equally long and not empty."""
     counts = [len(prompts), len(responses_a), len(responses_b)]
     if len(set(counts)) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in zip(names, counts, strict=True))
@@ -149,14 +149,14 @@ def aligned(
 
 
 def outcome(cell: Any) -> int:
-    """Label of a cell that names the winner."""
+    """Read the label from a cell that names the winner."""
     if not isinstance(cell, str) or cell not in OUTCOMES:
         raise CellError("no winner", f"winner is {shorten(cell)}; it must be one of {', '.join(OUTCOMES)}")
     return OUTCOMES[cell]
 
 
 def outcome_of_flags(record: Mapping[str, Any], columns: Sequence[str]) -> int:
-    """Label from three cells, exactly one of which is 1."""
+    """Read the label from three cells, exactly one of which is 1."""
     flags = [_number(record.get(name)) for name in columns]
     if any(flag not in (0, 1) for flag in flags):
         found = ", ".join(shorten(record.get(name)) for name in columns)
@@ -168,7 +168,7 @@ def outcome_of_flags(record: Mapping[str, Any], columns: Sequence[str]) -> int:
 
 
 def distribution(record: Mapping[str, Any], columns: Sequence[str], counts: bool) -> Triple:
-    """Three probabilities, or three counts converted to probabilities."""
+    """Read three probabilities, or three counts, which are converted to probabilities."""
     numbers = [_number(record.get(name)) for name in columns]
     total = sum(numbers)
     found = f"{', '.join(columns)} are {', '.join(shorten(record.get(name)) for name in columns)}"
@@ -183,7 +183,7 @@ def distribution(record: Mapping[str, Any], columns: Sequence[str], counts: bool
 
 
 def most_likely(soft: Triple) -> int:
-    """Label of a row with soft labels only; equal largest probabilities make a tie."""
+    """Return the label of a row with soft labels only; equal largest probabilities make a tie."""
     best = [index for index, value in enumerate(soft) if value == max(soft)]
     return best[0] if len(best) == 1 else 2
 

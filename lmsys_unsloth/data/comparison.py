@@ -44,7 +44,7 @@ class Comparison:
         return "\n".join(self.prompts)
 
     def swapped(self) -> Comparison:
-        """The same judgement with responses A and B swapped; a tie stays a tie."""
+        """Return the same judgement with responses A and B swapped; a tie stays a tie."""
 
         def exchange(p: tuple[float, float, float] | None) -> tuple[float, float, float] | None:
             return None if p is None else (p[1], p[0], p[2])
@@ -62,7 +62,7 @@ class Comparison:
 
 
 def rows_fingerprint(rows: Iterable[Comparison]) -> str:
-    """SHA-256 of everything that can influence training: ids, texts, labels and probabilities, in order.
+    """Compute a SHA-256 of all that can influence training: ids, texts, labels and probabilities, in order.
 
     ``extra`` is left out. The same rows give the same value whether they came from CSV or Parquet.
     """

@@ -156,7 +156,7 @@ def _read_all(config: DataConfig, paths: Sequence[str | None], run: Run | None) 
     for source in read:
         if not source.rows:
             raise UserError(
-                f"{sources.describe_bad_rows(source.bad, len(source.bad))}\n  No row is left to work with."
+                f"{sources.describe_bad_rows(source.bad, len(source.bad))}\n  No usable row is left."
             )
     return read
 

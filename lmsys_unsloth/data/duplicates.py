@@ -21,7 +21,7 @@ CHUNK = 4096
 ERROR_WEIGHTS = (0.05, 0.95)
 """Weights of false and of missed candidates in the index: false ones are sorted out, missed ones leak."""
 SCHEME = "affine32"
-"""The library's 32-bit permutations ``h -> factor * h + offset``."""
+"""datasketch's 32-bit permutations ``h -> factor * h + offset``."""
 MAXIMUM = np.uint32(0xFFFFFFFF)
 
 
@@ -37,7 +37,7 @@ def normalised(text: str) -> str:
 
 
 def content_key(row: Comparison) -> tuple[str, str, str]:
-    """Normalised prompt and responses, equal for rows that compare the same responses in either order.
+    """Return normalised prompt and responses, equal for rows with the same responses in either order.
 
     >>> row = Comparison("7", ("Hi",), ("Hello!",), ("Yo",))
     >>> content_key(row) == content_key(row.swapped())

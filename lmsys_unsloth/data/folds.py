@@ -21,7 +21,7 @@ from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.duplicates import join_groups
 
 SESSION = "evaluation_session_id"
-"""Column of the arena datasets that is always grouped by: one person's comparisons in one sitting."""
+"""Column of the arena datasets that is always grouped by: one person's comparisons in one session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Folds:
 
 
 def grouping_columns(rows: Sequence[Comparison], group_by: Sequence[str]) -> list[str]:
-    """Columns whose equal values keep rows in one fold: those named, and :data:`SESSION` where it exists.
+    """Return the columns to group by: those named, and :data:`SESSION` where it exists.
 
     Raises:
         UserError: no row has a named column.
@@ -112,7 +112,7 @@ def make_folds(
 
 
 def folds_fingerprint(rows: Sequence[Comparison], of_row: NDArray[np.int64]) -> str:
-    """SHA-256 of the assignment, independent of the order of rows; scores of equal ones may be merged."""
+    """Compute a SHA-256 of the assignment that does not depend on the order of the rows."""
     pairs = sorted(zip([row.id for row in rows], of_row.tolist(), strict=True))
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
@@ -156,7 +156,7 @@ def load_folds(path: Path, rows: Sequence[Comparison], groups: NDArray[np.int64]
 
 
 def balance(rows: Sequence[Comparison]) -> dict[str, int]:
-    """Rows per outcome: ``{"a": 34, "b": 33, "tie": 33}``, and ``unlabelled`` when there are such."""
+    """Count rows per outcome: ``{"a": 34, "b": 33, "tie": 33}``, and ``unlabelled`` if there are any."""
     names: dict[int | None, str] = {0: "a", 1: "b", 2: "tie", None: "unlabelled"}
     counts = Counter(row.label for row in rows)
     return {name: counts[label] for label, name in names.items() if label is not None or counts[None]}

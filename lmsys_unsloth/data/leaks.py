@@ -96,7 +96,7 @@ def answer_warnings(repeated: int, rows: int) -> list[str]:
 
 
 def answer_texts(row: Comparison) -> list[str]:
-    """Responses A and B, each as one text, without those shorter than :data:`ANSWER_LENGTH`."""
+    """Return responses A and B, each as one text, without those shorter than :data:`ANSWER_LENGTH`."""
     texts = ("\n".join(row.responses_a), "\n".join(row.responses_b))
     return [text for text in texts if len(text) >= ANSWER_LENGTH]
 

@@ -39,7 +39,7 @@ COLUMNS = pa.schema(
 
 
 def read_source_cached(path: str, *, layout: Layout | Literal["auto"], split: str, soft_labels: bool) -> Rows:
-    """:func:`~lmsys_unsloth.data.sources.read_source`, faster when the same file was read before."""
+    """Read a source; a file that was read before is loaded from the cache folder."""
     file = Path(path).expanduser()
     if not file.is_file() or file.stat().st_size < LEAST_BYTES:
         return sources.read_source(path, layout=layout, split=split, soft_labels=soft_labels)

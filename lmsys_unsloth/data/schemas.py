@@ -73,7 +73,7 @@ def schema_of(
     """Determine the schema of a source from its column names and some records.
 
     Raises:
-        UserError: columns that the layout can't do without are missing.
+        UserError: required columns of the layout are missing.
     """
     if layout == "auto":
         layout = _recognise(set(columns), sample)

@@ -34,7 +34,7 @@ class Overlap:
     left_out: int
     """Labelled rows that are not scored because they were trained on."""
     scored: int | None
-    """Labelled rows that were trained on and are scored all the same: their loss says nothing about new
+    """Labelled rows that were trained on and are scored nevertheless: their loss says nothing about new
     rows. None when it is not known which rows were trained on."""
 
 
@@ -108,7 +108,7 @@ def select_for_trained(
     if not selection.rows:
         raise UserError(
             f"{source}: nothing to score, {len(used):,} of {len(rows):,} rows were used to train {names}.\n"
-            "  Name a file with other rows, or score them all the same with eval.trained_rows=include."
+            "  Name a file with other rows, or score them anyway with eval.trained_rows=include."
         )
     log.info(
         "%s: %d of %d rows were used to train %s and are left out; %d rows are scored",

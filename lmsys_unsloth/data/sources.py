@@ -1,4 +1,4 @@
-"""Rows of a file or dataset, in order, and a record of every row that can't be used."""
+"""Reading of all rows of a file or dataset, in order, and of the reasons why rows can't be used."""
 
 from __future__ import annotations
 

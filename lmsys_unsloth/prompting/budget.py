@@ -82,7 +82,7 @@ class TokenBudget:
         return rows
 
     def ids(self, rendered: Sequence[Sequence[Segment]]) -> list[Ids]:
-        """Token ids of rendered rows, starting with BOS if the tokenizer starts texts with one."""
+        """Return token ids of rendered rows, starting with BOS if the tokenizer starts texts with one."""
         special, bos = self.vocabulary.special_tokens, self.vocabulary.bos_id
         texts = [segment.text for segments in rendered for segment in segments if not segment.special]
         plain = iter(self.vocabulary.encode(texts))
@@ -132,7 +132,7 @@ class TokenBudget:
         """Truncate rows until they and their swapped copies are within the budget.
 
         A plan adds up the tokens of single texts, which may differ by a few tokens from those of the
-        whole. If a row is still too long, the difference is taken off its budget for another plan.
+        whole. If a row is still too long, it is planned again with a budget reduced by the difference.
         """
         limit = self.prompt.max_tokens
         texts = [text for row in rows for turn in row.turns for text in turn.texts]
@@ -176,7 +176,7 @@ _UNRELIABLE_TOKENS = 32
 
 
 def tokenize_texts(vocabulary: Vocabulary, texts: Sequence[str], enough: int) -> list[TokenizedText]:
-    """Token boundaries of texts; of a text much longer than ``enough`` tokens, only near both ends.
+    """Find token boundaries; those of a text much longer than ``enough`` tokens only near both ends.
 
     The time this takes is bounded for a cell of many megabytes: windows at both ends are tokenised, and
     grow until each has more than ``enough`` tokens.

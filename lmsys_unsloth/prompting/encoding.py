@@ -120,12 +120,12 @@ class RowEncoder:
         if bos is not None and ids.count(bos) != 1:
             raise UserError(
                 f"prompt={self.prompt.name} has {ids.count(bos)} BOS tokens (id {bos}): every row "
-                "gets one, as this tokenizer starts its texts.\n  Take the BOS out of the template."
+                "gets one, as this tokenizer starts its texts.\n  Remove the BOS from the template."
             )
         if eos is not None and ids[-1] == eos:
             raise UserError(
                 f"prompt={self.prompt.name} has the end-of-text token (id {eos}) right before the answer.\n"
-                "  Take it off the end of the template."
+                "  Remove it from the end of the template."
             )
 
     def _slot_context(self, turns: Sequence[Turn]) -> str:

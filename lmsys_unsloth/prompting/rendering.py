@@ -42,7 +42,7 @@ class Turn(NamedTuple):
         return self.prompt, self.response_a, self.response_b
 
     def swapped(self) -> Turn:
-        """The turn with responses A and B swapped."""
+        """Return the turn with responses A and B swapped."""
         return self._replace(response_a=self.response_b, response_b=self.response_a)
 
 
@@ -142,7 +142,7 @@ def find_chat_markup(tokenizer: Any, prompt: PromptConfig, keep_bos: bool) -> Ch
     """
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
-            f"prompt={prompt.name} needs the model's own chat markup, but its tokenizer has none.\n"
+            f"prompt={prompt.name} needs a chat template, but the model's tokenizer has none.\n"
             "  Choose a template without it (prompt=v2), or a model tuned for chat."
         )
     message = {"role": "user", "content": _MESSAGE}

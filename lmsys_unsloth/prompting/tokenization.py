@@ -61,7 +61,7 @@ class Vocabulary:
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def offsets(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """Token offsets ``[tokens, 2]`` of each text: the first character, and that after the last.
+        """Return token offsets ``[tokens, 2]`` of each text: the first character, and that after the last.
 
         Tokens may share a character.
         """
@@ -71,7 +71,7 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer's definition."""
+        """Compute a SHA-256 of the tokenizer's definition."""
         with self._plain_text() as backend:
             return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
@@ -131,7 +131,7 @@ class Vocabulary:
             if special_ids & set(ids.tolist()):
                 raise UserError(
                     f"this tokenizer encodes the plain text {spelling!r} as a special token in any "
-                    "case,\n  so a conversation could forge the model's markup. "
+                    "case,\n  so a conversation could contain the model's markup. "
                     "Use the model's original tokenizer."
                 )
 

@@ -42,7 +42,7 @@ class Finding:
 
 
 def headline(metrics: Metrics) -> str:
-    """The score in one line, for example ``log loss 0.930 ± 0.012, 0.168 better than the class prior``."""
+    """State the score in one line: ``log loss 0.930 ± 0.012, 0.168 better than the class prior``."""
     score, overlap = metrics.score, training_overlap(metrics)
     if score is None:
         return "no labelled rows: predictions only"
@@ -53,7 +53,7 @@ def headline(metrics: Metrics) -> str:
 
 
 def training_overlap(metrics: Metrics) -> str | None:
-    """How many scored rows the model was trained on, as a clause; None when it was trained on none."""
+    """State how many scored rows the model was trained on, as a clause; None if there are none."""
     if metrics.score is None or metrics.trained_rows is None or metrics.trained_rows.scored == 0:
         return None
     scored, rows = metrics.trained_rows.scored, f"{metrics.score.n:,} scored rows"
@@ -65,7 +65,7 @@ def training_overlap(metrics: Metrics) -> str | None:
 def list_findings(
     metrics: Metrics, slices: Slices | None = None, data_warnings: Sequence[str] = ()
 ) -> list[Finding]:
-    """Statements about the metrics and the data, the most important first."""
+    """List statements about the metrics and the data, the most important first."""
     score, overlap = metrics.score, training_overlap(metrics)
     warnings = [Finding(text, "bad") for text in data_warnings]
     if score is None:

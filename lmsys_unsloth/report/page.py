@@ -112,7 +112,7 @@ def print_summary(metrics: Metrics, console: Console | None = None) -> None:
 
 
 def score_lines(score: Score | None) -> list[tuple[str, str, str]]:
-    """Lines ``(name, value, note)`` of the table of log losses, normally from worst to best."""
+    """List the lines ``(name, value, note)`` of the table of log losses, normally from worst to best."""
     if score is None:
         return []
     baselines, scaling = score.baselines, score.scaling
@@ -131,7 +131,7 @@ def score_lines(score: Score | None) -> list[tuple[str, str, str]]:
 
 
 def examples(predictions: Predictions, rows: Sequence[Comparison], count: int = WORST_ROWS) -> list[Example]:
-    """The rows with the highest log loss; without labels, those with the least certain prediction."""
+    """Choose the rows with the highest log loss; without labels, those with the least certain prediction."""
     labelled = predictions.labelled
     p = predictions.probabilities.astype(np.float64)
     if labelled.any():

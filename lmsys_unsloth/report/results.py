@@ -1,4 +1,4 @@
-"""Write everything that a scoring ends with: predictions, metrics and report."""
+"""Writing of the results of a scoring: predictions, metrics and report."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def start(
 
 
 def model_prompt(config: Config) -> str:
-    """Name of the model and prompt that the workspace groups runs by: ``llama3 v2``."""
+    """Return the model and prompt by which the workspace groups runs: ``llama3 v2``."""
     return f"{config.model.name} {config.prompt.name}"
 
 

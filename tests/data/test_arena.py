@@ -98,16 +98,16 @@ def test_logistic_regression_learns_from_few_short_rows(short: list[Comparison])
     assert loss < 0.97, "the constant prior has 1.098"
 
 
-def test_the_text_of_an_answer_determines_its_worth() -> None:
-    worths: dict[tuple[str, str], set[float]] = defaultdict(set)
+def test_the_text_of_an_answer_determines_its_quality() -> None:
+    qualities: dict[tuple[str, str], set[float]] = defaultdict(set)
     for seed in range(8000):
         rng = Random(seed)
         question = conversations.opening(rng, conversations.SHORT)
         assert question.right != question.wrong and question.other_form != question.right
         behaviour = answers.draw_behaviour(rng, rng.choice(answers.MODELS), question)
         text = write_answer(rng, question, behaviour)
-        worths[question.prompt, text].add(answers.worth(question, behaviour))
-    assert all(len(values) == 1 for values in worths.values())
+        qualities[question.prompt, text].add(answers.quality(question, behaviour))
+    assert all(len(values) == 1 for values in qualities.values())
 
 
 def test_traits_show_in_the_answer() -> None:

@@ -105,7 +105,7 @@ def test_bad_rows_stop_or_are_skipped_and_listed(tmp_path: Path) -> None:
 
 def test_nothing_left_after_skipping(tmp_path: Path) -> None:
     path = str(write_csv(tmp_path / "rows.csv", [record("1", prompt="no list")]))
-    with pytest.raises(UserError, match="No row is left"):
+    with pytest.raises(UserError, match="No usable row is left"):
         dataset.load_rows(config(path=path, bad_rows="skip"))
 
 

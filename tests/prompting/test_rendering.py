@@ -92,7 +92,7 @@ def test_a_tokenizer_without_chat_template_is_refused() -> None:
     class Plain:
         chat_template = None
 
-    with pytest.raises(UserError, match=r"prompt=v4 needs the model's own chat markup.*\n.*prompt=v2"):
+    with pytest.raises(UserError, match=r"prompt=v4 needs a chat template.*\n.*prompt=v2"):
         find_chat_markup(Plain(), template("v4"), keep_bos=False)
 
 

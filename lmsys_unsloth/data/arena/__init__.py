@@ -2,7 +2,7 @@
 
 Text is made from templates written for this project. Ten models have traits (right or wrong, terse or
 wordy, ignoring the requested form, refusing, breaking off, answering in the wrong language), and one
-person judges by a Bradley-Terry model with ties. Every trait can be read off the text, so the best
+person judges by a Bradley-Terry model with ties. Every trait is visible in the text, so the best
 possible log loss is that of the true probabilities.
 """
 
@@ -43,19 +43,19 @@ def simulate_row(number: int, seed: int, length: Literal["short", "full"]) -> Co
     while len(turns) < count:
         turns.append(conversations.following(rng, turns[-1], makers))
     models = rng.sample(answers.MODELS, 2)
-    # one turn decides, more often than not the last: the others get a plain right answer
+    # One turn, usually the last, decides; in the others both models give a plain right answer.
     decisive = count - 1 if rng.random() < 0.7 else rng.randrange(count)
-    responses, worths = [], []
+    responses, qualities = [], []
     for model in models:
         behaviour = answers.draw_behaviour(rng, model, turns[decisive])
-        worths.append(answers.worth(turns[decisive], behaviour))
+        qualities.append(answers.quality(turns[decisive], behaviour))
         responses.append(
             tuple(
                 answers.write_answer(rng, question, behaviour if turn == decisive else _plain(rng, question))
                 for turn, question in enumerate(turns)
             )
         )
-    probabilities = answers.outcome_probabilities(*worths)
+    probabilities = answers.outcome_probabilities(*qualities)
     return Comparison(
         id=f"sim-{seed}-{number}",
         prompts=tuple(question.prompt for question in turns),

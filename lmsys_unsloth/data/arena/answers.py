@@ -1,4 +1,4 @@
-"""Answers of the simulated arena: models with traits, and the person who compares two answers."""
+"""Answers of the simulated arena: what ten models write, and the probabilities of a person's preferences."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ ESSAY_LENGTH = (3.22, 0.75)
 """Number of sentences in an essay: mean and standard deviation of its logarithm (log-normal)."""
 ESSAY_FACTOR: dict[Style, float] = {"terse": 0.3, "plain": 1.0, "wordy": 1.3}
 
-FAILURE_WORTH = {"none": 0.0, "refuses": -10.0, "breaks off": -7.5, "wrong language": -5.5}
+FAILURE_QUALITY = {"none": 0.0, "refuses": -10.0, "breaks off": -7.5, "wrong language": -5.5}
+"""Quality of an answer with this failure; the constants below are added to the quality of the others."""
 WRONG = -4.0
 OTHER_FORM = -4.0
 WORDY = -3.0
 TERSE = -1.5
 LENGTH = 1.2
-"""Worth of an essay per doubling of its length."""
+"""Quality gained by each doubling of an essay's length."""
 TIE = 3.0
 """Weight of a tie: two equally good answers tie with probability 3 / (3 + 2) = 60%."""
 POSITION = 0.05
-"""Worth of standing on the left."""
+"""Quality that a response gains by being response A."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def _in_wrong_language(rng: Random, question: Question) -> str:
 
 
 def _write_essay(rng: Random, topic: str, behaviour: Behaviour) -> str:
-    """Write an essay on the topic or, as the behaviour demands, on another one, broken off, …"""
+    """Write an essay on the topic or, depending on the behaviour, on another one, broken off, …"""
     if behaviour.failure == "wrong language":
         return _write_foreign_essay(rng, topic, behaviour.sentences)
     if not behaviour.right:
@@ -148,10 +149,10 @@ def _write_foreign_essay(rng: Random, topic: str, sentences: int) -> str:
     return " ".join(parts)
 
 
-def worth(question: Question, behaviour: Behaviour) -> float:
-    """How much the person likes an answer; only the difference of two worths matters."""
+def quality(question: Question, behaviour: Behaviour) -> float:
+    """Compute the quality of an answer; preferences depend on the difference of two qualities only."""
     if behaviour.failure != "none":
-        return FAILURE_WORTH[behaviour.failure]
+        return FAILURE_QUALITY[behaviour.failure]
     value = 0.0 if behaviour.right else WRONG
     if not behaviour.keeps_form:
         return value + OTHER_FORM
@@ -162,13 +163,13 @@ def worth(question: Question, behaviour: Behaviour) -> float:
     return value + WORDY * (behaviour.style == "wordy")
 
 
-def outcome_probabilities(worth_a: float, worth_b: float) -> tuple[float, float, float]:
-    """Probabilities of the three outcomes: a Bradley-Terry model with ties (Davidson 1970).
+def outcome_probabilities(quality_a: float, quality_b: float) -> tuple[float, float, float]:
+    """Compute the probabilities of the three outcomes: a Bradley-Terry model with ties (Davidson 1970).
 
     >>> [round(p, 3) for p in outcome_probabilities(0.0, 8.0)]
     [0.0, 0.946, 0.053]
     """
-    half = (worth_a - worth_b + POSITION) / 2
+    half = (quality_a - quality_b + POSITION) / 2
     weights = (math.exp(half), math.exp(-half), TIE)
     total = sum(weights)
     return weights[0] / total, weights[1] / total, weights[2] / total

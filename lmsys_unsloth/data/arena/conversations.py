@@ -32,7 +32,7 @@ class _Sentences:
 
 
 def write_text(rng: Random, topic: str, sentences: int) -> str:
-    """Write about ``sentences`` sentences on a topic: paragraphs and now and then a list, a table or code."""
+    """Write about ``sentences`` sentences on a topic: paragraphs with occasional lists, tables and code."""
     text = _Sentences(rng, topic)
     if sentences <= 1:
         return text.draw("body")
@@ -55,7 +55,7 @@ def write_text(rng: Random, topic: str, sentences: int) -> str:
 
 
 def essay(rng: Random) -> Question:
-    """A question that needs several paragraphs, sometimes about a text that comes with it."""
+    """Draw a question that needs several paragraphs, sometimes about a text that it contains."""
     topic = rng.choice(list(words.TOPICS))
     a, b = rng.sample(words.TOPICS[topic], 2)
     slots = {

@@ -32,7 +32,7 @@ class Question:
 
 
 Maker = Callable[[Random], Question]
-"""Draws one question."""
+"""Function that draws a question of one kind."""
 
 
 def near_miss(rng: Random, value: int) -> int:
@@ -41,7 +41,7 @@ def near_miss(rng: Random, value: int) -> int:
 
 
 def arithmetic(rng: Random) -> Question:
-    """A sum, a difference, a product or a sum told as a story."""
+    """Ask for a sum, a difference or a product, or for a sum in a word problem."""
     kind = rng.randrange(4)
     a, b = rng.randrange(11, 90), rng.randrange(11, 90)
     if kind == 0:
@@ -78,7 +78,7 @@ UNITS = (
 
 
 def conversion(rng: Random) -> Question:
-    """A quantity in another unit."""
+    """Ask to convert a quantity to another unit."""
     big, small, factor = rng.choice(UNITS)
     count = rng.randrange(2, 60)
     prompt = rng.choice(("Convert {} {} to {}.", "How much is {} {} in {}?", "{} {} in {}?"))
@@ -90,7 +90,7 @@ def conversion(rng: Random) -> Question:
 
 
 def fact(rng: Random) -> Question:
-    """A capital, a chemical symbol, an opposite or a plural."""
+    """Ask for a capital, a chemical symbol, an opposite or a plural."""
     table = rng.choice(words.FACTS)
     key = rng.choice(list(table.answers))
     right = table.answers[key]
@@ -102,7 +102,7 @@ def fact(rng: Random) -> Question:
 
 
 def one_word(rng: Random) -> Question:
-    """A fact or a calculation with the request for a bare answer; a sentence is the wrong form."""
+    """Ask for the bare answer to a fact or a calculation; a sentence is the wrong form."""
     question = fact(rng) if rng.random() < 0.6 else arithmetic(rng)
     wish = rng.choice((" Answer only, no sentence.", " Reply with the answer alone.", " Just the answer."))
     sentence = f"{rng.choice(ENGLISH.openings)} {question.sentences[0].format(question.right)}"
@@ -120,7 +120,7 @@ FORMS: tuple[tuple[str, Callable[[list[str]], str]], ...] = (
 
 
 def listing(rng: Random) -> Question:
-    """A few members of a category in a requested form."""
+    """Ask for a few members of a category in a given form."""
     category = rng.choice(list(words.CATEGORIES))
     items = words.CATEGORIES[category]
     others = words.CATEGORIES[rng.choice([name for name in words.CATEGORIES if name != category])]
@@ -133,7 +133,7 @@ def listing(rng: Random) -> Question:
 
 
 def sorting(rng: Random) -> Question:
-    """Four words to put in alphabetical order."""
+    """Ask to put four words in alphabetical order."""
     categories = rng.sample(list(words.CATEGORIES), 2)
     items = rng.sample([item for category in categories for item in words.CATEGORIES[category]], 4)
     items = [item.lower() for item in items]
@@ -147,7 +147,7 @@ def sorting(rng: Random) -> Question:
 
 
 def rewriting(rng: Random) -> Question:
-    """A sentence to put into another tense or to negate."""
+    """Ask to put a sentence into another tense or to negate it."""
     subject, present = rng.choice(words.SUBJECTS), rng.choice(list(words.VERBS))
     rest = f"{rng.choice(words.OBJECTS)} {rng.choice(words.PLACES)}"
     plain, past = f"{subject} {present} {rest}", f"{subject} {words.VERBS[present]} {rest}"
@@ -166,7 +166,7 @@ def rewriting(rng: Random) -> Question:
 
 
 def foreign_sum(rng: Random) -> Question:
-    """A sum in another language, to be answered in that language."""
+    """Ask for a sum in another language, to be answered in that language."""
     language = words.FOREIGN[rng.randrange(4)]
     a, b = rng.randrange(11, 90), rng.randrange(11, 90)
     prompt = rng.choice(language.sums).format(a, b)
@@ -174,7 +174,7 @@ def foreign_sum(rng: Random) -> Question:
 
 
 def translation(rng: Random) -> Question:
-    """An English word in another language."""
+    """Ask to translate an English word."""
     word, place = rng.choice(list(words.TRANSLATIONS)), rng.randrange(4)
     translated = {english: forms[place] for english, forms in words.TRANSLATIONS.items()}
     name, right = words.FOREIGN[place].name, translated.pop(word)
@@ -184,7 +184,7 @@ def translation(rng: Random) -> Question:
 
 
 def code(rng: Random) -> Question:
-    """One line of Python."""
+    """Ask for one line of Python."""
     a, name = rng.randrange(2, 40), rng.choice(("x", "n", "total", "price", "score", "width"))
     goal, right, wrong = rng.choice(
         (
