@@ -13,6 +13,7 @@ from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import replacing_folder
 from lmsys_unsloth.model import memory, smollm2
+from lmsys_unsloth.model.answer_head import answer_head
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, compute_dtype
 from lmsys_unsloth.model.layers import Kernels
 from lmsys_unsloth.model.unsloth_import import import_unsloth, output_to_log
@@ -205,8 +206,9 @@ def remove_adapters(model: PeftModel) -> nn.Module:
 
 
 def save_adapters(model: PeftModel, folder: Path, config: ModelConfig) -> None:
-    """Write the adapters in PEFT's format, atomically, naming the base model and no local path."""
+    """Write adapters in PEFT's format and the head, atomically, naming the base model and no local path."""
     model.peft_config["default"].base_model_name_or_path = config.repo or config.name
     with replacing_folder(folder) as work:
         # Embeddings are never trained; "auto" would ask the hub whether they changed.
         model.save_pretrained(work, safe_serialization=True, save_embedding_layers=False)
+        answer_head(model).save(work)

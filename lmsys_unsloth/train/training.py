@@ -14,9 +14,9 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.model import loading, memory
+from lmsys_unsloth.model.answer_head import answer_head, attach_head
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder
 from lmsys_unsloth.model.parity import choose_decoder
-from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.prompting.prepared import Prepared
 from lmsys_unsloth.train.metric_logger import MetricLogger
@@ -47,12 +47,17 @@ def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: M
     A run that already holds adapters (it was interrupted while scoring) is not trained again.
     """
     base = loading.load_model(config.model, config.train)
+    encoder = prepared.encoder
     if run.adapter.is_dir():
-        return loading.load_adapters(base, run.adapter)
+        model = loading.load_adapters(base, run.adapter)
+        attach_head(model, config.head, encoder.answer_ids, folder=run.adapter)
+        return model
     model = loading.add_adapters(base, config.lora, config.train, seed=config.seed)
+    eos_id = encoder.vocabulary.eos_id
+    attach_head(model, config.head, encoder.answer_ids, eos_id=eos_id, seed=config.seed)
     train(
-        model, prepared.encoder.tokenizer, prepared.train, group_indices(prepared.unit_sizes), config.train,
-        answer_ids=prepared.encoder.answer_ids, run=run, seed=config.seed, metric_logger=metric_logger,
+        model, encoder.tokenizer, prepared.train, group_indices(prepared.unit_sizes), config.train,
+        run=run, seed=config.seed, metric_logger=metric_logger,
     )  # fmt: skip
     loading.save_adapters(model, run.adapter, config.model)
     return model
@@ -65,20 +70,18 @@ def train(
     units: Sequence[Sequence[int]],
     config: TrainConfig,
     *,
-    answer_ids: AnswerIds,
     run: Run,
     seed: int,
     metric_logger: MetricLogger,
 ) -> None:
-    """Train the adapters of ``model`` in place, resuming from the newest complete checkpoint if there is one.
+    """Train adapters and head of ``model`` in place, resuming from the newest complete checkpoint if any.
 
     Args:
-        model: base model with adapters.
+        model: base model with adapters and the head attached.
         tokenizer: saved beside the checkpoints by trl.
         rows: labelled rows.
         units: indices into ``rows``; the rows of one unit share an optimiser step.
         config, seed: settings, and the seed of the order of the rows.
-        answer_ids: token ids of the three answers.
         run: gets ``checkpoints/`` and, at the end, ``training.json``.
         metric_logger: receives loss, learning rate and speed.
 
@@ -100,8 +103,11 @@ def train(
         len(rows), len(steps), config.rows_per_step,
         "no padding" if packed else f"{padding:.1%} padding", checkpointing,
     )  # fmt: skip
-    resumed_at, items = run.newest_checkpoint(), StepDataset(steps, rows)
-    trainer = AnswerTrainer(decoder, tokenizer, items, answer_ids, config, run, seed, metric_logger)
+    head = answer_head(model)
+    resumed_at, items = run.newest_checkpoint(), StepDataset(steps, rows, head)
+    if resumed_at is not None:
+        head.load(run.checkpoint(resumed_at))
+    trainer = AnswerTrainer(decoder, tokenizer, items, config, run, seed, metric_logger)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if resumed_at is None else str(run.checkpoint(resumed_at)))
     summary = {

@@ -72,7 +72,7 @@ def test_all_contradictions_of_a_template_are_listed() -> None:
         "prompt.body: must end with a fixed text",
         "prompt.reply = 'Best: ': has a meaning only with prompt.chat=true",
         "prompt.truncation.when_longer_than = 2000: must not be above prompt.max_tokens = 1000",
-        "prompt.answers = {'a': 'A', 'b': 'A', 'tie': 'C'}: must be three different texts",
+        "prompt.answers = {'a': 'A', 'b': 'A', 'tie': 'C'}: must be different texts",
     ]
     assert len(found) == len(expected)
     for problem, start in zip(found, expected, strict=True):
