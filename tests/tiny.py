@@ -181,11 +181,11 @@ def random_rows(count: int = 6, *, longest: int = 40, seed: int = 0) -> list[Any
     return [torch.randint(3, VOCABULARY, (int(n),), generator=random).numpy() for n in lengths]
 
 
-def reference(model: Any, ids: np.ndarray) -> torch.Tensor:
-    """The three probabilities by transformers' forward pass on the row alone, without padding."""
+def reference(model: Any, ids: np.ndarray, answers: AnswerIds = ANSWERS) -> torch.Tensor:
+    """The answers' probabilities by transformers' forward pass on the row alone, without padding."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor(ids)[None]).logits[0, -1].float()
-    return logits[[answer[0] for answer in ANSWERS]].softmax(-1)
+    return logits[[answer[0] for answer in answers]].softmax(-1)
 
 
 def probabilities(model: Any, rows: list[np.ndarray], decoder: Any = FastDecoder) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -21,56 +21,11 @@ from lmsys_unsloth.config.schema import HeadConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model.batch import Batch
 from lmsys_unsloth.model.decoder import Decoder, causal_lm
+from lmsys_unsloth.model.lm_head import cap_logits, head_logits, lm_head_rows
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 
 FILE = "head.safetensors"
 """Name of the file with the trained weights, in the folder of the adapters."""
-
-
-def head_logits(model: nn.Module, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
-    """Compute the logits ``[..., ids]`` of vocabulary entries (None: all) from states ``[..., width]``.
-
-    In float32, as neighbouring bfloat16 numbers between 16 and 32 are 0.125 apart, and capped as the model
-    caps them.
-    """
-    logits = cast(Tensor, _Float32Head.apply(states, _lm_rows(model, ids)))  # type: ignore[no-untyped-call]
-    return _cap(model, logits)
-
-
-def _lm_rows(model: nn.Module, ids: Sequence[int] | None = None) -> Tensor:
-    """Rows of the LM head's weight, ``[ids, width]``."""
-    weight = cast(nn.Linear, causal_lm(model).get_output_embeddings()).weight  # type: ignore[operator]
-    return weight if ids is None else weight[torch.tensor(ids, device=weight.device)]
-
-
-def _cap(model: nn.Module, logits: Tensor) -> Tensor:
-    """Apply Gemma 2's final cap, if the model has one: ``cap * tanh(logits / cap)`` (arXiv:2408.00118)."""
-    cap = cast(float | None, getattr(causal_lm(model).config, "final_logit_softcapping", None))
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
-class _Float32Head(torch.autograd.Function):
-    """``states @ weight.T`` in float32 for a frozen weight in any dtype, without a float32 copy of all of it.
-
-    A copy of Gemma 2's head would take 3.7 GB, and autograd would keep it for the backward pass.
-    """
-
-    ENTRIES = 16_384  # vocabulary entries that are cast to float32 at a time
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
-        ctx.weight, ctx.dtype = weight, states.dtype
-        parts = torch.split(weight, _Float32Head.ENTRIES)
-        return torch.cat([states.float() @ part.float().T for part in parts], dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        weights = torch.split(ctx.weight, _Float32Head.ENTRIES)
-        columns = torch.split(gradient, _Float32Head.ENTRIES, dim=-1)
-        total = torch.zeros(*gradient.shape[:-1], ctx.weight.shape[1], device=gradient.device)
-        for part, weight in zip(columns, weights, strict=True):
-            total += part @ weight.float()
-        return total.to(ctx.dtype), None
 
 
 class AnswerHead(nn.Module):
@@ -110,7 +65,7 @@ class AnswerHead(nn.Module):
             return None
         if not self.single:
             raise ValueError(f"head {self.kind}: the answers {self.answer_ids} must be one token each")
-        rows = _lm_rows(model, [ids[0] for ids in self.answer_ids])
+        rows = lm_head_rows(model, [ids[0] for ids in self.answer_ids])
         if self.kind == "linear":  # as transformers initialises new classifiers
             spread = getattr(causal_lm(model).config, "initializer_range", 0.02)
             generator = torch.Generator().manual_seed(seed)  # on the CPU: the same weights on every device
@@ -134,7 +89,7 @@ class AnswerHead(nn.Module):
         if self.weight is None:
             return head_logits(decoder.model, states, [ids[0] for ids in self.answer_ids])
         logits = states.float() @ self.weight.T
-        return logits if self.kind == "linear" else _cap(decoder.model, logits)
+        return logits if self.kind == "linear" else cap_logits(decoder.model, logits)
 
     def log_probabilities(self, decoder: Decoder, batch: Batch) -> Tensor:
         """Compute log-probabilities of the answers, float32 ``[rows, answers]``; of ``davidson`` for pairs.
@@ -167,6 +122,8 @@ class AnswerHead(nn.Module):
 
         ``chosen`` holds the index of this answer for each row; it is appended to the row.
         """
+        if self.eos_id is None:
+            raise ValueError("the head was made without eos_id")
         input_ids, lengths = _extend(batch, [self.answer_ids[index] for index in chosen])
         if self.single:  # both positions in one pass
             states = decoder(input_ids, lengths, last=2)

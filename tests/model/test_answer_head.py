@@ -27,9 +27,10 @@ from tiny import (
     with_adapters,
 )
 
-from lmsys_unsloth.model.answer_head import AnswerHead, head_logits
+from lmsys_unsloth.model.answer_head import AnswerHead
 from lmsys_unsloth.model.batch import collate
 from lmsys_unsloth.model.decoder import FastDecoder, ReferenceDecoder
+from lmsys_unsloth.model.lm_head import head_logits
 
 pytestmark = [pytest.mark.numeric, pytest.mark.parametrize("architecture", ARCHITECTURES)]
 both_decoders = pytest.mark.parametrize("decoder", [FastDecoder, ReferenceDecoder])
