@@ -83,6 +83,7 @@ def this_project(options: argparse.Namespace) -> float:
     from lmsys_unsloth.config.run_directory import Run
     from lmsys_unsloth.evaluate import scoring
     from lmsys_unsloth.model import loading, parity
+    from lmsys_unsloth.model.answer_head import attach_head
     from lmsys_unsloth.report.tracking import NoTracker
     from lmsys_unsloth.train import training
 
@@ -90,16 +91,17 @@ def this_project(options: argparse.Namespace) -> float:
     tokenizer, encoder, rows = encoded_rows(options, config)
     model = loading.load_model(config.model, config.train)
     model = loading.make_trainable(model, config.lora, config.train, seed=0)
+    attach_head(model, config.head, encoder.answer_ids)
     if options.job == "eval":
         started = time.perf_counter()
         decoder = parity.choose_decoder(model, rows, fast=config.train.fast)
-        scoring.score_rows(decoder, rows, encoder.answer_ids, config.eval.tokens_per_batch)
+        scoring.score_rows(decoder, rows, config.eval.tokens_per_batch)
         return time.perf_counter() - started
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         training.train(
             model, tokenizer, rows, [[i] for i in range(len(rows))], config.train,
-            answer_ids=encoder.answer_ids, run=Run(Path(folder)), seed=0, metric_logger=NoTracker(),
+            run=Run(Path(folder)), seed=0, metric_logger=NoTracker(),
         )  # fmt: skip
     return time.perf_counter() - started
 

@@ -84,9 +84,10 @@ def random_batch(batch: list[int], vocabulary: int) -> Any:
 
 def load(folder: Path, name: str, rank: int, checkpoint: str = "none") -> tuple[Any, Any]:
     """Load a 4-bit model with adapters through this project's loader, and its tokenizer."""
-    from factories import lora_config, model_config, train_config
+    from factories import head_config, lora_config, model_config, train_config
 
     from lmsys_unsloth.model import loading
+    from lmsys_unsloth.model.answer_head import attach_head
 
     architecture = SHAPES[name]["architecture"]
     config = model_config(
@@ -96,7 +97,9 @@ def load(folder: Path, name: str, rank: int, checkpoint: str = "none") -> tuple[
     train = train_config(fast=checkpoint == "none", checkpoint=checkpoint)
     lora = lora_config(r=rank, alpha=float(rank), dropout=0.0, target_modules=LINEAR)
     tokenizer = loading.load_tokenizer(config)
-    return loading.make_trainable(loading.load_model(config, train), lora, train, seed=0), tokenizer
+    model = loading.make_trainable(loading.load_model(config, train), lora, train, seed=0)
+    attach_head(model, head_config(), ANSWERS)
+    return model, tokenizer
 
 
 def this_project(name: str, folder: Path, rank: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -143,11 +146,15 @@ def this_project(name: str, folder: Path, rank: int, options: argparse.Namespace
 
 
 def _training_step(decoder: Any, vocabulary: int) -> Callable[[list[int]], None]:
-    from lmsys_unsloth.model.answer_head import answer_loss
+    from factories import train_config
+
+    from lmsys_unsloth.train.losses import answer_loss
+
+    config = train_config(loss="answers")
 
     def step(batch: list[int]) -> None:
         decoder.model.zero_grad(set_to_none=True)
-        answer_loss(decoder, random_batch(batch, vocabulary), ANSWERS, "answers").backward()
+        answer_loss(decoder, random_batch(batch, vocabulary), config).backward()
 
     return step
 
@@ -155,11 +162,11 @@ def _training_step(decoder: Any, vocabulary: int) -> Callable[[list[int]], None]
 def _scoring_step(decoder: Any, vocabulary: int) -> Callable[[list[int]], None]:
     import torch
 
-    from lmsys_unsloth.model.answer_head import answer_probabilities
+    from lmsys_unsloth.model.answer_head import answer_head
 
     def step(batch: list[int]) -> None:
         with torch.no_grad():
-            answer_probabilities(decoder, random_batch(batch, vocabulary), ANSWERS)
+            answer_head(decoder.model).probabilities(decoder, random_batch(batch, vocabulary))
 
     return step
 

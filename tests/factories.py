@@ -19,6 +19,7 @@ from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.config.schema import (
     DataConfig,
     EvalConfig,
+    HeadConfig,
     LoraConfig,
     ModelConfig,
     TrainConfig,
@@ -65,6 +66,11 @@ def model_config(folder: Path | None = None, **changes: Any) -> ModelConfig:
 def lora_config(**changes: Any) -> LoraConfig:
     """``lora=default`` with rank 8 and changes."""
     return LoraConfig.model_validate(composed()["lora"] | {"r": 8, "alpha": 16.0} | changes)
+
+
+def head_config(kind: str = "lm", **changes: Any) -> HeadConfig:
+    """The head of ``conf/head`` with changes."""
+    return HeadConfig.model_validate(composed(f"head={kind}")["head"] | changes)
 
 
 def train_config(**changes: Any) -> TrainConfig:

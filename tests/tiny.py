@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from factories import head_config, train_config
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -23,15 +24,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lmsys_unsloth.model.answer_head import answer_probabilities
-from lmsys_unsloth.model.batch import collate
-from lmsys_unsloth.model.decoder import FastDecoder
+from lmsys_unsloth.model.answer_head import AnswerHead, attach_head
+from lmsys_unsloth.model.batch import Batch, collate
+from lmsys_unsloth.model.decoder import Decoder, FastDecoder
+from lmsys_unsloth.prompting.answer_tokens import AnswerIds
+from lmsys_unsloth.train.losses import answer_loss
 
 VOCABULARY = 300
 Architecture = Literal["llama", "gemma2"]
 ANSWERS = ((11,), (29,), (173,))
 LONG_ANSWERS = ((11,), (29, 7), (173, 5, 250))
 ARCHITECTURES: tuple[Architecture, ...] = ("llama", "gemma2")
+EOS = 2
 NO_TARGET = (0.0, 0.0, 0.0)
 
 
@@ -177,17 +181,26 @@ def random_rows(count: int = 6, *, longest: int = 40, seed: int = 0) -> list[Any
     return [torch.randint(3, VOCABULARY, (int(n),), generator=random).numpy() for n in lengths]
 
 
-def reference(model: Any, ids: np.ndarray) -> torch.Tensor:
-    """The three probabilities by transformers' forward pass on the row alone, without padding."""
+def reference(model: Any, ids: np.ndarray, answers: AnswerIds = ANSWERS) -> torch.Tensor:
+    """The answers' probabilities by transformers' forward pass on the row alone, without padding."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor(ids)[None]).logits[0, -1].float()
-    return logits[[answer[0] for answer in ANSWERS]].softmax(-1)
+    return logits[[answer[0] for answer in answers]].softmax(-1)
 
 
 def probabilities(model: Any, rows: list[np.ndarray], decoder: Any = FastDecoder) -> torch.Tensor:
     """The three probabilities of each row ``[rows, 3]``, all rows in one batch."""
     with torch.no_grad():
-        return answer_probabilities(decoder(model), collate(rows, [NO_TARGET] * len(rows)), ANSWERS)
+        batch = collate(rows, [NO_TARGET] * len(rows))
+        return AnswerHead(model, head_config(), ANSWERS).probabilities(decoder(model), batch)
+
+
+def loss_of(
+    decoder: Decoder, batch: Batch, kind: str = "answers", answers: AnswerIds = ANSWERS
+) -> torch.Tensor:
+    """The summed loss of a batch with ``head=lm``."""
+    attach_head(decoder.model, head_config(), answers, eos_id=EOS)
+    return answer_loss(decoder, batch, train_config(loss=kind))
 
 
 def with_adapters(model: Any, **changes: Any) -> Any:

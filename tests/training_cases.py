@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from factories import lora_config, model_config, train_config
+from factories import head_config, lora_config, model_config, train_config
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.model import loading
+from lmsys_unsloth.model.answer_head import attach_head
+from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.report.tracking import NoTracker
 
@@ -35,9 +37,15 @@ def rows(count: int = 24) -> list[EncodedRow]:
     ]  # fmt: skip
 
 
-def adapted(folder: Path, *, load_in_4bit: bool = False) -> Any:
+def with_head(model: Any, kind: str = "lm", answer_ids: AnswerIds = ANSWER_IDS) -> Any:
+    """Attach a head to the model."""
+    attach_head(model, head_config(kind), answer_ids, eos_id=2, seed=1)
+    return model
+
+
+def adapted(folder: Path, *, load_in_4bit: bool = False, kind: str = "lm") -> Any:
     model = loading.load_model(model_config(folder, load_in_4bit=load_in_4bit))
-    return loading.make_trainable(model, LORA, TRAIN, seed=1)
+    return with_head(loading.make_trainable(model, LORA, TRAIN, seed=1), kind)
 
 
 def fit(
@@ -55,7 +63,6 @@ def fit(
         data,
         units,
         train,
-        answer_ids=ANSWER_IDS,
         run=run,
         seed=5,
         metric_logger=NoTracker(),

@@ -136,8 +136,8 @@ def _member(run: Run, settings: dict[str, Any], free: dict[str, Any], values: Se
 
 
 def _with_new_keys(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with defaults for keys that did not exist when it was written."""
-    return {
+    """A stored configuration with defaults for keys and sections that did not exist when it was written."""
+    return current | {
         name: {**current[name], **section} if isinstance(section, dict) and name in current else section
         for name, section in stored.items()
     }

@@ -11,6 +11,7 @@ import numpy as np
 
 from lmsys_unsloth.cli.arguments import Member
 from lmsys_unsloth.cli.prepare import prepare_scoring
+from lmsys_unsloth.config.checks import TRAINED_HEADS
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
@@ -28,6 +29,7 @@ from lmsys_unsloth.evaluate import averaging, baselines, cross_validation, predi
 from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.evaluate.scoring import predict_rows
 from lmsys_unsloth.model import loading
+from lmsys_unsloth.model.answer_head import attach_head
 from lmsys_unsloth.prompting.prepared import Prepared
 from lmsys_unsloth.report.results import Outcome, report_results, report_scoring
 
@@ -36,9 +38,14 @@ log = logging.getLogger(__name__)
 
 def evaluate_untrained(config: Config, output: Run) -> Outcome:
     """Score a base model without adapters on the validation fold, or on a whole file without labels."""
+    if config.head.kind in TRAINED_HEADS:
+        raise UserError(
+            f"head.kind = {config.head.kind}: an untrained model has no trained head; leave it out (head=lm)"
+        )
     selection = select_for_untrained(config, output)
     prepared = prepare_scoring(config, selection, output)
     model = loading.load_model(config.model)
+    attach_head(model, config.head, prepared.encoder.answer_ids)
     predicted, speed = predict_rows(model, prepared, config)
     return report_scoring(output, config, prepared, predicted, speed)
 
@@ -49,6 +56,7 @@ def evaluate_run(member: Member, output: Run) -> Outcome:
     selection = select_for_trained(member.config, [member.run], rows, output)
     prepared = prepare_scoring(member.config, selection, output)
     model = loading.load_adapters(loading.load_model(member.config.model), member.run.adapter)
+    attach_head(model, member.config.head, prepared.encoder.answer_ids, folder=member.run.adapter)
     predicted, speed = predict_rows(model, prepared, member.config)
     _compare_with_stored(predicted, member.run)
     return report_scoring(output, member.config, prepared, predicted, speed)
@@ -142,9 +150,12 @@ def _stored_predictions_hold(member: Member) -> bool:
     def decisive(settings: Mapping[str, Any]) -> list[Any]:
         evaluation = settings["eval"]
         sections = [settings[name] for name in ("model", "prompt", "fold", "debug")]
-        return [*sections, evaluation["swap"], evaluation["swap_share"]]
+        return [*sections, settings["head"]["kind"], evaluation["swap"], evaluation["swap_share"]]
 
-    stored = member.run.settings()
+    stored = {
+        "head": {"kind": "lm"},
+        **member.run.settings(),
+    }  # runs of earlier versions have no such section
     return member.run.predictions.is_file() and decisive(stored) == decisive(
         member.config.model_dump(mode="json")
     )
@@ -169,6 +180,8 @@ def _predict_all(
             if base is None:
                 base = loading.load_model(member.config.model)
             adapted = loading.load_adapters(base, member.run.adapter)
+            answer_ids = prepared[key].encoder.answer_ids
+            attach_head(adapted, member.config.head, answer_ids, folder=member.run.adapter)
             found[index], _ = predict_rows(adapted, prepared[key], member.config)
             base = loading.remove_adapters(adapted)
             del adapted  # it would keep this base model in memory while another is loaded

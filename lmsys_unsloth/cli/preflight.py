@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
+from lmsys_unsloth.config.checks import TRAINED_HEADS
 from lmsys_unsloth.config.environment import installed_versions
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.schema import ModelConfig
@@ -51,7 +52,8 @@ def run_checks(config: Config, encoder: RowEncoder, folder: Path) -> list[Check]
         _architecture(config.model, model),
         _context(config, model),
         _vocabulary(encoder, model),
-        _head(model, folder),
+        _lm_head(model, folder),
+        _head(config, encoder),
         _caps(config.model, model),
         _dtype(config.model),
         _attention(config),
@@ -104,7 +106,25 @@ def _vocabulary(encoder: RowEncoder, model: dict[str, Any]) -> Check:
     return _require(largest < size, "vocabulary", value, remedy)
 
 
-def _head(model: dict[str, Any], folder: Path) -> Check:
+def _head(config: Config, encoder: RowEncoder) -> Check:
+    """Whether the answers' tokens suit the head and the loss."""
+    kind, loss, lengths = config.head.kind, config.train.loss, [len(ids) for ids in encoder.answer_ids]
+    value = f"{kind}, {len(lengths)} answers"
+    if kind in TRAINED_HEADS and max(lengths) > 1:
+        value += f" of {', '.join(map(str, lengths))} tokens"
+        remedy = (
+            f"head={kind} takes answers of one token each; use head=lm or shorter answers (prompt.answers)"
+        )
+        return Check("head", value, "error", remedy)
+    if loss == "answer_eos" and encoder.vocabulary.eos_id is None:
+        remedy = (
+            "train.loss=answer_eos needs an EOS token, and the tokenizer has none; use train.loss=vocabulary"
+        )
+        return Check("head", value, "error", remedy)
+    return Check("head", value)
+
+
+def _lm_head(model: dict[str, Any], folder: Path) -> Check:
     """transformers initialises an LM head that is neither tied nor stored at random, with only a warning."""
     tied = bool(model.get("tie_word_embeddings", model.get("model_type") == "gemma2"))
     kind = "tied to the embeddings" if tied else "separate"

@@ -38,6 +38,7 @@ def prepare_training(config: Config, run: Run) -> Prepared:
     encoder = RowEncoder(loading.load_tokenizer(config.model), config.prompt)
     units = swap_rows(rows, config.data.swap, config.seed)
     train = encode_cached(encoder, [row for unit in units for row in unit], progress=True)
+    views = swap_rows(early_stopping, "both" if config.head.kind == "davidson" else "none", config.seed)
     scored = encode_cached(encoder, fold.validation, progress=True)
     prepared = Prepared(
         encoder=encoder,
@@ -46,7 +47,7 @@ def prepare_training(config: Config, run: Run) -> Prepared:
         groups=fold.groups,
         train=train,
         unit_sizes=[len(unit) for unit in units],
-        early_stopping=encode_cached(encoder, early_stopping, progress=True),
+        early_stopping=encode_cached(encoder, [row for unit in views for row in unit], progress=True),
         baseline_rows=fold.train,
         overlap=Overlap(left_out=0, scored=len(scored)) if config.debug.evaluate_on_train else None,
     )

@@ -8,7 +8,17 @@ from typing import Any
 
 from lmsys_unsloth.config import placeholders
 from lmsys_unsloth.config.prompt_schema import PromptConfig
-from lmsys_unsloth.config.schema import DataConfig, LoraConfig, ModelConfig, TrainConfig
+from lmsys_unsloth.config.schema import (
+    DataConfig,
+    EvalConfig,
+    HeadConfig,
+    LoraConfig,
+    ModelConfig,
+    TrainConfig,
+)
+
+TRAINED_HEADS = ("lm_trained", "linear")
+"""Kinds of heads with weights of their own."""
 
 
 def contradictions(valid: Mapping[str, Any]) -> list[str]:
@@ -52,6 +62,25 @@ def contradictions(valid: Mapping[str, Any]) -> list[str]:
             f"train.patience = {train.patience}: has a meaning only with train.evaluate_every; "
             "set both or none"
         )
+    return problems + _head_problems(valid.get("head"), data, train, valid.get("eval"))
+
+
+def _head_problems(
+    head: HeadConfig | None, data: DataConfig | None, train: TrainConfig | None, evaluation: EvalConfig | None
+) -> list[str]:
+    """Settings that a head does not work with; sections that are not valid are None."""
+    problems = []
+    if head and train and head.kind != "lm" and train.loss != "answers":
+        problems.append(
+            f"train.loss = {train.loss!r}: needs the probabilities of all tokens, but head.kind={head.kind} "
+            "gives those of the answers; set train.loss=answers or head.kind=lm"
+        )
+    if head and head.kind == "davidson":
+        reason = "head.kind=davidson averages both orders of the responses"
+        if data and data.swap != "both":
+            problems.append(f"data.swap = {data.swap!r}: {reason}; set data.swap=both")
+        if evaluation and evaluation.swap != "average":
+            problems.append(f"eval.swap = {evaluation.swap!r}: {reason}; set eval.swap=average")
     return problems
 
 
@@ -77,7 +106,7 @@ def prompt_problems(prompt: PromptConfig) -> list[str]:
             f"prompt.truncation.when_longer_than = {threshold}: must not be above "
             f"prompt.max_tokens = {prompt.max_tokens}; lower the first or raise the second"
         )
-    answers = prompt.answers.model_dump(exclude_none=True)
+    answers = prompt.answers.spellings()
     if len(set(answers.values())) < len(answers):
-        problems.append(f"prompt.answers = {answers}: must be three different texts")
+        problems.append(f"prompt.answers = {answers}: must be different texts")
     return problems

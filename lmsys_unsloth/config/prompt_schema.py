@@ -20,6 +20,10 @@ class AnswersConfig(Section):
     """Fourth answer for rows whose raters found both responses bad; its probability counts as a tie. null:
     such rows are ties."""
 
+    def spellings(self) -> dict[str, str]:
+        """Return the answers by name: ``a``, ``b``, ``tie`` and, if there is one, ``both_bad``."""
+        return {name: answer for name, answer in self if answer is not None}
+
 
 class EachTurnConfig(Section):
     """A text with placeholders (:mod:`~lmsys_unsloth.config.placeholders`), repeated for every turn."""

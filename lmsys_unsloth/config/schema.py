@@ -88,7 +88,8 @@ class HeadConfig(Section):
     kind: Literal["lm", "lm_trained", "linear", "davidson"]
     """``lm``: the LM head's rows of the answer tokens, frozen. ``lm_trained``: a trained copy of these rows.
     ``linear``: a new linear classifier. ``davidson``: logits of ``lm`` averaged over both orders of the
-    responses, so that the prediction does not depend on the order (ties after Davidson 1970)."""
+    responses, so that the prediction does not depend on the order (ties after Davidson 1970). All but ``lm``
+    require ``train.loss=answers``."""
     learning_rate: PositiveFloat
     """Peak learning rate of the weights of ``lm_trained`` and ``linear``."""
 

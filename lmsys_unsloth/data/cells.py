@@ -18,7 +18,9 @@ Triple = tuple[float, float, float]
 Turns = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 """User turns, responses A and responses B, equally many of each."""
 
-OUTCOMES = {"model_a": 0, "model_b": 1, "tie": 2, "tie (bothbad)": 2, "both_bad": 2}
+BOTH_BAD = ("tie (bothbad)", "both_bad")
+"""Ties between two bad responses."""
+OUTCOMES = {"model_a": 0, "model_b": 1, "tie": 2, **dict.fromkeys(BOTH_BAD, 2)}
 SUM_TOLERANCE = 1e-3
 """Allowed distance of a sum of probabilities from 1; those in files may be rounded."""
 ROUNDING = 1e-12

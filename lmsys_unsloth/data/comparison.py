@@ -37,6 +37,8 @@ class Comparison:
     model_b: str | None = None
     extra: Mapping[str, str | int | float | bool] = field(default_factory=dict, compare=False)
     """Further columns of the source (language, annotator, ...); never part of a prompt."""
+    both_bad: bool = False
+    """Whether a tie means that both responses are bad."""
 
     @property
     def prompt_text(self) -> str:
@@ -77,6 +79,7 @@ def rows_fingerprint(rows: Iterable[Comparison]) -> str:
             row.model_a,
             row.model_b,
             [len(text) for text in texts],  # where each text ends
+            *(("both_bad",) if row.both_bad else ()),  # rows without it keep their earlier fingerprints
         )
         digest.update(json.dumps(facts).encode())
         digest.update(b"".join(texts))

@@ -33,6 +33,7 @@ COLUMNS = pa.schema(
         "model_a": pa.string(),
         "model_b": pa.string(),
         "extra": pa.string(),
+        "both_bad": pa.bool_(),
     }
 )
 """Fields of :class:`Comparison`; ``extra`` is JSON."""
@@ -78,22 +79,20 @@ def _to_table(rows: Rows) -> pa.Table:
 
 def _from_table(table: pa.Table, path: str) -> Rows:
     facts = json.loads(table.schema.metadata[b"facts"])
-    columns = [column.to_pylist() for column in table.columns]
     rows = [
         Comparison(
-            row_id,
-            tuple(prompts),
-            tuple(responses_a),
-            tuple(responses_b),
-            label,
-            soft and tuple(soft),
-            true and tuple(true),
-            model_a,
-            model_b,
-            json.loads(extra),
+            id=row["id"],
+            prompts=tuple(row["prompts"]),
+            responses_a=tuple(row["responses_a"]),
+            responses_b=tuple(row["responses_b"]),
+            label=row["label"],
+            soft_label=row["soft_label"] and tuple(row["soft_label"]),
+            true_probabilities=row["true_probabilities"] and tuple(row["true_probabilities"]),
+            model_a=row["model_a"],
+            model_b=row["model_b"],
+            extra=json.loads(row["extra"]),
+            both_bad=row["both_bad"],
         )
-        for row_id, prompts, responses_a, responses_b, label, soft, true, model_a, model_b, extra in zip(
-            *columns, strict=True
-        )
+        for row in table.to_pylist()
     ]
     return Rows(path, facts["layout"], rows, notes=Counter(facts["notes"]))

@@ -163,6 +163,7 @@ def parse_record(
         model_a=cells.optional_text(record.get("model_a")),
         model_b=cells.optional_text(record.get("model_b")),
         extra=_extra(record, schema.extra_columns),
+        both_bad=schema.outcome_columns == WINNER and record.get("winner") in cells.BOTH_BAD,
     )
     return row, row_id, []
 

@@ -127,7 +127,7 @@ def split_early_stopping(rows: list[Comparison], config: Config) -> tuple[list[C
 
     The set is empty without ``train.evaluate_every``. Groups are added in random order as long as the set
     does not exceed ``train.early_stopping_share`` and ``train.early_stopping_rows``; the first one is always
-    taken.
+    taken, and those with unlabelled rows never.
 
     Raises:
         UserError: all rows share one prompt.
@@ -136,11 +136,13 @@ def split_early_stopping(rows: list[Comparison], config: Config) -> tuple[list[C
     if train.evaluate_every is None:
         return rows, []
     groups = group_by_prompt(rows, config.data, rows_fingerprint(rows))
-    numbers, sizes = np.unique(groups, return_counts=True)
+    unlabelled = [row.label is None for row in rows]
+    groups[np.isin(groups, groups[unlabelled])] = -1
+    numbers, sizes = np.unique(groups[groups >= 0], return_counts=True)
     if len(numbers) < 2:
         raise UserError(
-            f"train.evaluate_every = {train.evaluate_every}: all training rows share one prompt, so no "
-            "early-stopping set can be split off.\n  Give rows with several prompts, or leave it out."
+            f"train.evaluate_every = {train.evaluate_every}: all labelled training rows share one prompt, so "
+            "no early-stopping set can be split off.\n  Give rows with several prompts, or leave it out."
         )
     most = min(train.early_stopping_rows, round(train.early_stopping_share * len(rows)))
     order = np.random.default_rng(config.seed).permutation(len(numbers))

@@ -15,51 +15,60 @@ from torch import Tensor, nn
 
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.core.progress import progress
-from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.evaluate import predictions
 from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.evaluate.scores import ScoringSpeed
 from lmsys_unsloth.model import memory
-from lmsys_unsloth.model.answer_head import answer_probabilities
+from lmsys_unsloth.model.answer_head import answer_head, average_orders, outcome_probabilities
 from lmsys_unsloth.model.batch import Batch, by_length, collate, target
 from lmsys_unsloth.model.decoder import Decoder
 from lmsys_unsloth.model.parity import choose_decoder
-from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import EncodedRow, encode_cached
 from lmsys_unsloth.prompting.prepared import Prepared
 
 log = logging.getLogger(__name__)
 
 
-@torch.no_grad()
-def score_rows(
-    decoder: Decoder, rows: Sequence[EncodedRow], answer_ids: AnswerIds, tokens_per_batch: int
-) -> NDArray[np.float32]:
-    """Score rows in batches of similar length, at most ``tokens_per_batch`` tokens with padding.
+def score_rows(decoder: Decoder, rows: Sequence[EncodedRow], tokens_per_batch: int) -> NDArray[np.float32]:
+    """Score rows with the head attached to the model, each in its own order of the responses.
 
     Returns:
         Probabilities ``[rows, 3]`` in ``LABELS`` order, float32, in input order; each row sums to 1.
+    """
+    return _to_probabilities(answer_logits(decoder, rows, tokens_per_batch))
+
+
+@torch.no_grad()
+def answer_logits(decoder: Decoder, rows: Sequence[EncodedRow], tokens_per_batch: int) -> Tensor:
+    """Compute the logits of the three or four answers in batches of similar length.
+
+    A batch has at most ``tokens_per_batch`` tokens with padding. The logits, float32 ``[rows, answers]``, are
+    in input order, and on the CPU.
     """
     model = decoder.model
     was_training = model.training
     model.eval()
     device, freed = next(model.parameters()).device, memory.Releaser()
-    result = np.zeros((len(rows), len(LABELS)), dtype=np.float32)
+    result = torch.zeros(len(rows), len(answer_head(model).answer_ids))
     with progress("scoring", len(rows), "row") as bar:
         for chosen in by_length([len(row.input_ids) for row in rows], tokens_per_batch):
             ids = [rows[row].input_ids for row in chosen]
             batch = collate(ids, [target(None, None)] * len(chosen)).to(device)
-            result[list(chosen)] = _probabilities(decoder, batch, answer_ids).cpu().numpy()
+            result[list(chosen)] = _batch_logits(decoder, batch).cpu()
             bar.advance(len(chosen))
             freed.release()
     model.train(was_training)
     return result
 
 
-def _probabilities(decoder: Decoder, batch: Batch, answer_ids: AnswerIds) -> Tensor:
-    """Probabilities of a batch; the batch is split in half as often as memory demands."""
+def _to_probabilities(logits: Tensor) -> NDArray[np.float32]:
+    return np.asarray(outcome_probabilities(logits).numpy(), dtype=np.float32)
+
+
+def _batch_logits(decoder: Decoder, batch: Batch) -> Tensor:
+    """Logits of a batch; the batch is split in half as often as memory demands."""
     try:
-        return answer_probabilities(decoder, batch, answer_ids)
+        return answer_head(decoder.model).logits(decoder, batch)
     except RuntimeError as error:
         if len(batch) == 1 or not memory.is_out_of_memory(error):
             raise
@@ -67,20 +76,24 @@ def _probabilities(decoder: Decoder, batch: Batch, answer_ids: AnswerIds) -> Ten
     log.warning(
         "out of memory with %d tokens in a batch: scored in %d parts", batch.padded_tokens, len(parts)
     )
-    return torch.cat([_probabilities(decoder, part, answer_ids) for part in parts])
+    return torch.cat([_batch_logits(decoder, part) for part in parts])
 
 
 def predict_rows(model: nn.Module, prepared: Prepared, config: Config) -> tuple[Predictions, ScoringSpeed]:
     """Score the prepared rows, and score them again with swapped responses where ``eval.swap`` says so.
 
+    Where both orders were scored, the predictions are averages of their probabilities, or, with
+    ``head=davidson``, of their logits.
+
     Returns:
-        Predictions (averaged over both orders for swapped rows), and the speed.
+        Predictions, and the speed.
     """
     rows, encoder = prepared.scored, prepared.encoder
     decoder = choose_decoder(model, rows, fast=config.train.fast)
     tokens, swap = config.eval.tokens_per_batch, config.eval.swap
     started = time.perf_counter()
-    probabilities = score_rows(decoder, rows, encoder.answer_ids, tokens)
+    logits = answer_logits(decoder, rows, tokens)
+    probabilities = _to_probabilities(logits)
     seconds = time.perf_counter() - started
     predicted = _to_predictions(rows, probabilities, prepared.folds, prepared.groups)
     if swap == "none":
@@ -89,7 +102,7 @@ def predict_rows(model: nn.Module, prepared: Prepared, config: Config) -> tuple[
     where = predictions.least_certain(probabilities, share)
     swapped_rows = encode_cached(encoder, [rows[i].comparison.swapped() for i in where], progress=True)
     started = time.perf_counter()
-    swapped = score_rows(decoder, swapped_rows, encoder.answer_ids, tokens)
+    swapped = answer_logits(decoder, swapped_rows, tokens)
     swap_seconds = time.perf_counter() - started
     speed = _speed([*rows, *swapped_rows], seconds + swap_seconds)
     if swap == "uncertain":
@@ -99,7 +112,11 @@ def predict_rows(model: nn.Module, prepared: Prepared, config: Config) -> tuple[
             "%d of %d rows scored with swapped responses too: %.1f s instead of about %.1f s for all",
             len(where), len(rows), swap_seconds, seconds,
         )  # fmt: skip
-    return predictions.with_swap(predicted, swapped, where), speed
+    predicted = predictions.with_swap(predicted, _to_probabilities(swapped), where)
+    if config.head.kind == "davidson":  # eval.swap is "average", so every row was scored in both orders
+        averaged = _to_probabilities(average_orders(logits, swapped))
+        predicted = dataclasses.replace(predicted, probabilities=averaged)
+    return predicted, speed
 
 
 def _speed(scored: Sequence[EncodedRow], seconds: float) -> ScoringSpeed:

@@ -1,101 +1,236 @@
-"""Batch → answer probabilities and losses, for training and evaluation alike.
+"""Hidden states at the answer slot → logits of the answers and probabilities of the three outcomes.
 
-A :class:`~lmsys_unsloth.model.decoder.Decoder` computes hidden states at the answer slot of each row; the LM
-head is applied to these only.
+A :class:`~lmsys_unsloth.model.decoder.Decoder` computes hidden states at the answer slot of each row; the
+head is applied to these only, in training and evaluation alike. It is attached to the model as a submodule
+(:func:`attach_head`), so that optimisers and gradient clipping find its weights.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import cast
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lmsys_unsloth.config.schema import HeadConfig
+from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model.batch import Batch
 from lmsys_unsloth.model.decoder import Decoder, causal_lm
+from lmsys_unsloth.model.lm_head import cap_logits, head_logits, lm_head_rows
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 
-
-def head_logits(model: nn.Module, states: Tensor, ids: Sequence[int] | None = None) -> Tensor:
-    """Compute the logits ``[..., ids]`` of vocabulary entries (None: all) from states ``[..., width]``.
-
-    In float32, as neighbouring bfloat16 numbers between 16 and 32 are 0.125 apart, and with Gemma 2's final
-    cap: ``cap * tanh(logits / cap)`` (arXiv:2408.00118).
-    """
-    base = causal_lm(model)
-    weight = cast(nn.Linear, base.get_output_embeddings()).weight  # type: ignore[operator]
-    if ids is not None:
-        weight = weight[torch.tensor(ids, device=weight.device)]
-    logits = cast(Tensor, _Float32Head.apply(states, weight))  # type: ignore[no-untyped-call]
-    cap = getattr(base.config, "final_logit_softcapping", None)
-    return logits if cap is None else cast(float, cap) * torch.tanh(logits / cast(float, cap))
+FILE = "head.safetensors"
+"""Name of the file with the trained weights, in the folder of the adapters."""
 
 
-class _Float32Head(torch.autograd.Function):
-    """``states @ weight.T`` in float32 for a frozen weight in any dtype, without a float32 copy of all of it.
+class AnswerHead(nn.Module):
+    """Computes the answers' logits from hidden states at the answer slot, as ``config.kind`` says.
 
-    A copy of Gemma 2's head would take 3.7 GB, and autograd would keep it for the backward pass.
+    The answers are A, B, tie and, if ``answer_ids`` has four, "both bad", whose probability is added to that
+    of a tie wherever three outcomes are returned.
+
+    Args:
+        model: the model whose LM head's rows are used or copied.
+        config: kind of head.
+        answer_ids: token ids of the three or four answers; one each for ``lm_trained`` and ``linear``.
+        eos_id: token that follows the answer, for the loss ``answer_eos``.
+        seed: of the initial weights of ``linear``.
     """
 
-    ENTRIES = 16_384  # vocabulary entries that are cast to float32 at a time
+    weight: nn.Parameter | None
+    """Trained weights, float32 ``[answers, width]``; None for ``lm`` and ``davidson``, which have none."""
 
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
-        ctx.weight, ctx.dtype = weight, states.dtype
-        parts = torch.split(weight, _Float32Head.ENTRIES)
-        return torch.cat([states.float() @ part.float().T for part in parts], dim=-1)
+    def __init__(
+        self,
+        model: nn.Module,
+        config: HeadConfig,
+        answer_ids: AnswerIds,
+        *,
+        eos_id: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.kind, self.answer_ids, self.eos_id = config.kind, answer_ids, eos_id
+        self.single = all(len(ids) == 1 for ids in answer_ids)
+        """Whether every answer is one token."""
+        self.register_parameter("weight", self._initial_weight(model, seed))
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        weights = torch.split(ctx.weight, _Float32Head.ENTRIES)
-        columns = torch.split(gradient, _Float32Head.ENTRIES, dim=-1)
-        total = torch.zeros(*gradient.shape[:-1], ctx.weight.shape[1], device=gradient.device)
-        for part, weight in zip(columns, weights, strict=True):
-            total += part @ weight.float()
-        return total.to(ctx.dtype), None
+    def _initial_weight(self, model: nn.Module, seed: int) -> nn.Parameter | None:
+        if self.kind in ("lm", "davidson"):
+            return None
+        if not self.single:
+            raise ValueError(f"head {self.kind}: the answers {self.answer_ids} must be one token each")
+        rows = lm_head_rows(model, [ids[0] for ids in self.answer_ids])
+        if self.kind == "linear":  # as transformers initialises new classifiers
+            spread = getattr(causal_lm(model).config, "initializer_range", 0.02)
+            generator = torch.Generator().manual_seed(seed)  # on the CPU: the same weights on every device
+            rows = torch.empty(rows.shape).normal_(0, spread, generator=generator).to(rows.device)
+        return nn.Parameter(rows.detach().float().clone())
+
+    @property
+    def rows_per_unit(self) -> int:
+        """Rows that must be neighbours in a batch: 2 if rows 2i and 2i + 1 are a row and its swapped copy."""
+        return 2 if self.kind == "davidson" else 1
+
+    def logits(self, decoder: Decoder, batch: Batch) -> Tensor:
+        """Compute scores, float32 ``[rows, answers]``, whose softmax is the prediction for this order.
+
+        They are logits; of answers of several tokens, the sum of the log-probabilities of their tokens, each
+        given those before it.
+        """
+        if not self.single:
+            return torch.stack([_log_probability(decoder, batch, ids) for ids in self.answer_ids], dim=1)
+        states = _slot_states(decoder, batch)
+        if self.weight is None:
+            return head_logits(decoder.model, states, [ids[0] for ids in self.answer_ids])
+        logits = states.float() @ self.weight.T
+        return logits if self.kind == "linear" else cap_logits(decoder.model, logits)
+
+    def log_probabilities(self, decoder: Decoder, batch: Batch) -> Tensor:
+        """Compute log-probabilities of the answers, float32 ``[rows, answers]``; of ``davidson`` for pairs.
+
+        Raises:
+            ValueError: ``davidson`` gets an odd number of rows.
+        """
+        logits = self.logits(decoder, batch)
+        if self.kind != "davidson":
+            return logits.log_softmax(dim=-1)
+        if len(batch) % 2:
+            raise ValueError(f"head davidson: {len(batch)} rows, but every row needs its swapped copy")
+        averaged = average_orders(logits[::2], logits[1::2]).log_softmax(dim=-1)
+        return torch.stack([averaged, exchange_answers(averaged)], dim=1).flatten(0, 1)
+
+    def probabilities(self, decoder: Decoder, batch: Batch) -> Tensor:
+        """Compute probabilities, float32 ``[rows, 3]`` in ``LABELS`` order; each row sums to 1."""
+        return outcome_probabilities(self.log_probabilities(decoder, batch))
+
+    def vocabulary_log_probabilities(self, decoder: Decoder, batch: Batch) -> Tensor:
+        """Compute the answers' log-probabilities among all tokens, float32 ``[rows, answers]``."""
+        if not self.single:
+            return self.logits(decoder, batch)
+        return self._among_all(head_logits(decoder.model, _slot_states(decoder, batch)))
+
+    def answer_and_eos_log_probabilities(
+        self, decoder: Decoder, batch: Batch, chosen: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Compute :meth:`vocabulary_log_probabilities`, and ``[rows]`` those of EOS after an answer.
+
+        ``chosen`` holds the index of this answer for each row; it is appended to the row.
+        """
+        if self.eos_id is None:
+            raise ValueError("the head was made without eos_id")
+        input_ids, lengths = _extend(batch, [self.answer_ids[index] for index in chosen])
+        if self.single:  # both positions in one pass
+            states = decoder(input_ids, lengths, last=2)
+            answers = self._among_all(head_logits(decoder.model, states[:, 0]))
+        else:
+            states = decoder(input_ids, lengths)
+            answers = self.logits(decoder, batch)
+        after = head_logits(decoder.model, states[:, -1])
+        return answers, after[:, self.eos_id] - after.logsumexp(dim=-1)
+
+    def _among_all(self, logits: Tensor) -> Tensor:
+        """Log-probabilities ``[rows, answers]`` from the logits of the vocabulary."""
+        return logits[:, [ids[0] for ids in self.answer_ids]] - logits.logsumexp(dim=-1, keepdim=True)
+
+    def save(self, folder: Path) -> None:
+        """Write trained weights, with kind and answers as metadata, into ``folder``; nothing without any."""
+        if self.weight is not None:
+            facts = {"kind": self.kind, "answer_ids": self._answers_text()}
+            save_file({"weight": self.weight.detach().cpu().contiguous()}, folder / FILE, metadata=facts)
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: the folder lacks trained weights, or holds those of another kind of head or of other
+                answers.
+        """
+        file = folder / FILE
+        if not file.is_file():
+            if self.weight is not None:
+                raise UserError(
+                    f"{folder}: holds no {FILE}, but head.kind = {self.kind} has trained weights.\n"
+                    "  Name a run that was trained with this head, or set head.kind=lm."
+                )
+            return
+        with safe_open(file, framework="pt") as stored:
+            facts, weight = stored.metadata(), stored.get_tensor("weight")
+        if facts["kind"] != self.kind or self.weight is None:
+            raise UserError(
+                f"head.kind = {self.kind}: {file} was trained with head.kind={facts['kind']}; set that."
+            )
+        found, here = [facts["answer_ids"], weight.shape[1]], [self._answers_text(), self.weight.shape[1]]
+        if found != here:
+            raise UserError(
+                f"{file}: was trained for the answer tokens {found[0]} and width {found[1]}; here they are "
+                f"{here[0]} and {here[1]}.\n  Use the prompt and the model of the run that was trained."
+            )
+        with torch.no_grad():
+            self.weight.copy_(weight)
+
+    def _answers_text(self) -> str:
+        return json.dumps(self.answer_ids)
 
 
-def answer_scores(decoder: Decoder, batch: Batch, answer_ids: AnswerIds) -> Tensor:
-    """Compute scores, float32 ``[rows, 3]``, whose softmax is the prediction.
-
-    They are the logits of single-token answers; of longer answers, the sum of the log-probabilities of their
-    tokens, each given those before it.
-    """
-    if _all_single(answer_ids):
-        return head_logits(decoder.model, _slot_states(decoder, batch), [ids[0] for ids in answer_ids])
-    return torch.stack([_answer_log_probability(decoder, batch, ids) for ids in answer_ids], dim=1)
-
-
-def answer_probabilities(decoder: Decoder, batch: Batch, answer_ids: AnswerIds) -> Tensor:
-    """Compute probabilities, float32 ``[rows, 3]`` in ``LABELS`` order; each row sums to 1."""
-    return answer_scores(decoder, batch, answer_ids).softmax(dim=-1)
-
-
-def answer_loss(
-    decoder: Decoder,
-    batch: Batch,
+def attach_head(
+    model: nn.Module,
+    config: HeadConfig,
     answer_ids: AnswerIds,
-    kind: Literal["answers", "vocabulary", "answer_eos"],
-) -> Tensor:
-    """Sum the rows' cross-entropy against ``batch.targets``; a float32 scalar.
+    *,
+    eos_id: int | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> AnswerHead:
+    """Create the head of a model, with trained weights from ``folder`` if given, and attach it.
 
-    With ``kind="answers"`` it is that of the three answers only, with ``"vocabulary"`` the next-token loss
-    over the whole vocabulary (of longer answers, over all their tokens).
+    A PEFT model saves only its adapters, and gives back the base model without the head. Arguments are those
+    of :class:`AnswerHead`.
+
+    Raises:
+        UserError: as :meth:`AnswerHead.load`.
     """
-    if kind == "vocabulary" and _all_single(answer_ids):
-        logits = head_logits(decoder.model, _slot_states(decoder, batch))
-        answers = logits[:, [ids[0] for ids in answer_ids]]
-        log_probabilities = answers - logits.logsumexp(dim=-1, keepdim=True)
-    else:
-        log_probabilities = answer_scores(decoder, batch, answer_ids)
-        if kind == "answers":
-            log_probabilities = log_probabilities.log_softmax(dim=-1)
-    return -(batch.targets * log_probabilities).sum()
+    head = AnswerHead(model, config, answer_ids, eos_id=eos_id, seed=seed)
+    if folder is not None:
+        head.load(folder)
+    model.answer_head = head
+    return head
 
 
-def _all_single(answer_ids: AnswerIds) -> bool:
-    return all(len(ids) == 1 for ids in answer_ids)
+def answer_head(model: nn.Module) -> AnswerHead:
+    """Return the head that :func:`attach_head` attached to the model."""
+    return cast(AnswerHead, model.answer_head)
+
+
+def exchange_answers(values: Tensor) -> Tensor:
+    """Exchange the columns of A and B in ``[rows, answers]``."""
+    return torch.cat([values[:, [1, 0]], values[:, 2:]], dim=1)
+
+
+def average_orders(logits: Tensor, swapped: Tensor) -> Tensor:
+    """Average logits ``[rows, answers]`` of rows with those of their swapped copies, in the rows' order.
+
+    The softmax is Davidson's model of comparisons with ties (1970, doi:10.1080/01621459.1970.10481082),
+    ``P(a) : P(b) : P(tie) = e^(d/2) : e^(-d/2) : ν``: d is the difference of the averaged logits of A and B,
+    which changes its sign when the responses are swapped, and ``log ν`` is that of a tie minus their mean,
+    which does not change.
+    """
+    return (logits + exchange_answers(swapped)) / 2
+
+
+def outcome_probabilities(logits: Tensor) -> Tensor:
+    """Turn logits of three or four answers into probabilities ``[rows, 3]``: "both bad" counts as a tie.
+
+    >>> outcome_probabilities(torch.tensor([[0.25, 0.25, 0.25, 0.25]]).log())
+    tensor([[0.2500, 0.2500, 0.5000]])
+    """
+    probabilities = logits.softmax(dim=-1)
+    return torch.cat([probabilities[:, :2], probabilities[:, 2:].sum(dim=1, keepdim=True)], dim=1)
 
 
 def _slot_states(decoder: Decoder, batch: Batch) -> Tensor:
@@ -103,12 +238,18 @@ def _slot_states(decoder: Decoder, batch: Batch) -> Tensor:
     return decoder(batch.input_ids, batch.lengths).squeeze(1)
 
 
-def _answer_log_probability(decoder: Decoder, batch: Batch, ids: Sequence[int]) -> Tensor:
-    """``log p(ids | prompt)``, float32 ``[rows]``; all but the last answer token extend the prompt."""
-    answer = torch.tensor(ids, device=batch.input_ids.device)
+def _extend(batch: Batch, added: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
+    """Append tokens to each row; returns concatenated ids ``[tokens]`` and the rows' lengths."""
     rows = torch.split(batch.input_ids, list(batch.lengths))
-    extended = torch.cat([part for row in rows for part in (row, answer[:-1])])
-    states = decoder(extended, [length + len(ids) - 1 for length in batch.lengths], last=len(ids))
+    tokens = torch.tensor([i for ids in added for i in ids], dtype=torch.int64, device=batch.input_ids.device)
+    tails = torch.split(tokens, [len(ids) for ids in added])
+    extended = torch.cat([part for pair in zip(rows, tails, strict=True) for part in pair])
+    return extended, [length + len(ids) for length, ids in zip(batch.lengths, added, strict=True)]
+
+
+def _log_probability(decoder: Decoder, batch: Batch, ids: Sequence[int]) -> Tensor:
+    """``log p(ids | prompt)``, float32 ``[rows]``; all but the last answer token extend the prompt."""
+    states = decoder(*_extend(batch, [ids[:-1]] * len(batch)), last=len(ids))
     log_probabilities = head_logits(decoder.model, states).log_softmax(dim=-1)
-    chosen = answer.expand(len(batch), -1)[..., None]
+    chosen = torch.tensor(ids, device=states.device).expand(len(batch), -1)[..., None]
     return log_probabilities.gather(2, chosen).squeeze(-1).sum(dim=1)

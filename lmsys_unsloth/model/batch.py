@@ -22,7 +22,10 @@ class Batch:
     lengths: tuple[int, ...]
     """Number of tokens of each row; Python integers, so that reading them never waits for a GPU."""
     targets: Tensor
-    """float32 ``[rows, 3]``: probability of each answer in ``LABELS`` order; zeros when unlabelled."""
+    """float32 ``[rows, answers]``: probability of each answer in ``LABELS`` order, then that of the fourth if
+    there is one; zeros when unlabelled."""
+    rows_per_unit: int = 1
+    """Number of neighbouring rows that :meth:`split` keeps together: 2 for rows and their swapped copies."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -33,28 +36,33 @@ class Batch:
         return len(self) * max(self.lengths)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.lengths, self.targets.to(device))
+        return Batch(self.input_ids.to(device), self.lengths, self.targets.to(device), self.rows_per_unit)
 
     def split(self, tokens: int) -> list[Batch]:
-        """Split the rows into batches of at most ``tokens`` padded tokens; a longer row forms its own batch.
+        """Split the rows into batches of at most ``tokens`` padded tokens; a longer unit forms its own batch.
 
         >>> batch = collate([np.arange(4), np.arange(5), np.arange(2)], [(0, 0, 0)] * 3)
         >>> [part.lengths for part in batch.split(10)]
         [(4, 5), (2,)]
         """
-        ids, units = torch.split(self.input_ids, list(self.lengths)), [(row,) for row in range(len(self))]
+        ids = torch.split(self.input_ids, list(self.lengths))
+        starts = range(0, len(self), self.rows_per_unit)
+        units = [range(start, start + self.rows_per_unit) for start in starts]
         return [
             Batch(
                 torch.cat([ids[row] for row in part]),
                 tuple(self.lengths[row] for row in part),
                 self.targets[list(part)],
+                self.rows_per_unit,
             )
             for part in split_by_budget(units, self.lengths, tokens, rows_per_batch=len(self))
         ]
 
 
-def collate(ids: Sequence[np.ndarray], targets: Sequence[Sequence[float]]) -> Batch:
-    """Concatenate rows of token ids and their targets ``[rows, 3]``.
+def collate(
+    ids: Sequence[np.ndarray], targets: Sequence[Sequence[float]], *, rows_per_unit: int = 1
+) -> Batch:
+    """Concatenate rows of token ids and their targets ``[rows, answers]``.
 
     >>> batch = collate([np.array([5, 6, 7]), np.array([8])], [(1, 0, 0), (0, 0, 1)])
     >>> batch.input_ids.tolist(), batch.lengths
@@ -62,16 +70,26 @@ def collate(ids: Sequence[np.ndarray], targets: Sequence[Sequence[float]]) -> Ba
     """
     concatenated = np.concatenate([np.asarray(row_ids, dtype=np.int64) for row_ids in ids])
     lengths = tuple(len(row_ids) for row_ids in ids)
-    return Batch(torch.from_numpy(concatenated), lengths, torch.tensor(np.asarray(targets, dtype=np.float32)))
+    target_tensor = torch.tensor(np.asarray(targets, dtype=np.float32))
+    return Batch(torch.from_numpy(concatenated), lengths, target_tensor, rows_per_unit)
 
 
-def target(label: int | None, soft_label: Sequence[float] | None) -> tuple[float, ...]:
+def target(
+    label: int | None, soft_label: Sequence[float] | None, *, answers: int = 3, both_bad: bool = False
+) -> tuple[float, ...]:
     """Return the target distribution of a row: its soft label, else its label one-hot, else zeros.
+
+    Of four ``answers`` the last is "both bad", which gets the probability of a tie if ``both_bad`` says so.
 
     >>> target(1, None)
     (0.0, 1.0, 0.0)
+    >>> target(2, None, answers=4, both_bad=True)
+    (0.0, 0.0, 0.0, 1.0)
     """
-    return tuple(soft_label) if soft_label else tuple(float(label == answer) for answer in range(3))
+    a, b, tie = soft_label if soft_label else (float(label == outcome) for outcome in range(3))
+    if answers == 3:
+        return a, b, tie
+    return (a, b, 0.0, tie) if both_bad else (a, b, tie, 0.0)
 
 
 def by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[MicroBatch]:

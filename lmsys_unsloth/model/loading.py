@@ -13,12 +13,13 @@ from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import replacing_folder
 from lmsys_unsloth.model import memory, smollm2
+from lmsys_unsloth.model.answer_head import answer_head
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, compute_dtype
 from lmsys_unsloth.model.layers import Kernels
 from lmsys_unsloth.model.trained_weights import (
     copy_weights,
     read_weights,
-    save_trained_weights,
+    save_weights,
     trained_weights,
 )
 from lmsys_unsloth.model.unsloth_import import import_unsloth, output_to_log
@@ -258,13 +259,15 @@ def remove_adapters(model: nn.Module) -> nn.Module | None:
 
 
 def save_adapters(model: nn.Module, folder: Path, config: ModelConfig) -> None:
-    """Write the adapters in PEFT's format, atomically, naming the base model and no local path.
+    """Write adapters in PEFT's format and the head, atomically, naming the base model and no local path.
 
     Fully trained weights are written in the dtype that the model computes in.
     """
     with replacing_folder(folder) as work:
+        answer_head(model).save(work)
         if not hasattr(model, "peft_config"):
-            save_trained_weights(model, work / _FULL_WEIGHTS, compute_dtype(model))
+            layers = {name: w for name, w in trained_weights(model).items() if ".layers." in name}
+            save_weights(layers, work / _FULL_WEIGHTS, compute_dtype(model))
             return
         adapted = cast(Any, model)
         adapted.peft_config["default"].base_model_name_or_path = config.repo or config.name

@@ -18,14 +18,13 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_trained_weights(model: nn.Module, file: Path, dtype: torch.dtype | None = None) -> None:
-    """Write the trained weights as safetensors, converted to ``dtype`` unless that is None."""
-    weights = trained_weights(model)
+def save_weights(weights: Mapping[str, Tensor], file: Path, dtype: torch.dtype | None = None) -> None:
+    """Write tensors as safetensors, converted to ``dtype`` unless that is None."""
     save_file({name: weight.detach().to(dtype or weight.dtype) for name, weight in weights.items()}, file)
 
 
 def load_trained_weights(model: nn.Module, file: Path) -> None:
-    """Copy weights that :func:`save_trained_weights` wrote into the trained weights of ``model``.
+    """Copy weights that :func:`save_weights` wrote into the trained weights of ``model``.
 
     Raises:
         UserError: the file is missing or damaged, or its names or shapes differ from the model's.

@@ -12,15 +12,18 @@ from itertools import combinations
 
 from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.prompting.tokenization import Vocabulary
 
 AnswerIds = tuple[tuple[int, ...], ...]
-"""Token ids of each answer, in :data:`~lmsys_unsloth.data.comparison.LABELS` order."""
+"""Token ids of each answer, in :data:`~lmsys_unsloth.data.comparison.LABELS` order; "both bad", if the
+template has it, is the fourth."""
+
+_FURTHER_WORDS = {"both_bad": ["neither", "Neither"]}
+"""Words to propose for an answer besides its name."""
 
 
 def find_answer_ids(vocabulary: Vocabulary, prompt: PromptConfig, contexts: Sequence[str]) -> AnswerIds:
-    """Find the ids of the three answers, which must be the same after each of ``contexts``.
+    """Find the ids of the three or four answers, which must be the same after each of ``contexts``.
 
     Args:
         vocabulary: the tokenizer.
@@ -33,8 +36,7 @@ def find_answer_ids(vocabulary: Vocabulary, prompt: PromptConfig, contexts: Sequ
     """
     problems: list[str] = []
     found: dict[str, tuple[int, ...]] = {}
-    for label in LABELS:
-        answer = getattr(prompt.answers, label)
+    for label, answer in prompt.answers.spellings().items():
         ids, *others = [_added_ids(vocabulary, context, answer) for context in contexts]
         if ids is None or any(other != ids for other in others):
             tail = contexts[0][-12:]
@@ -54,7 +56,7 @@ def find_answer_ids(vocabulary: Vocabulary, prompt: PromptConfig, contexts: Sequ
     if problems:
         title = f"prompt={prompt.name}: the answers don't fit this tokenizer:"
         raise UserError("\n  ".join([title, *problems, *_proposals(vocabulary, prompt, contexts)]))
-    return tuple(found[label] for label in LABELS)
+    return tuple(found.values())
 
 
 def _added_ids(vocabulary: Vocabulary, context: str, answer: str) -> tuple[int, ...] | None:
@@ -81,9 +83,10 @@ def _ambiguities(prompt: PromptConfig, found: dict[str, tuple[int, ...]]) -> lis
 def _proposals(vocabulary: Vocabulary, prompt: PromptConfig, contexts: Sequence[str]) -> list[str]:
     """For each outcome, spellings that are one token here."""
     lines = []
-    for label in LABELS:
-        answer = getattr(prompt.answers, label).strip()
-        words = (answer, label, label.upper(), label.capitalize(), answer.lower(), answer.capitalize())
+    for label, spelling in prompt.answers.spellings().items():
+        answer = spelling.strip()
+        words = [answer, label, label.upper(), label.capitalize(), answer.lower(), answer.capitalize()]
+        words += _FURTHER_WORDS.get(label, [])
         single = []
         for spelling in dict.fromkeys(lead + word for word in words if word for lead in ("", " ")):
             first, *others = {_added_ids(vocabulary, context, spelling) for context in contexts}

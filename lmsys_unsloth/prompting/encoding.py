@@ -79,7 +79,7 @@ class RowEncoder:
         self._check_special_tokens()
         contexts = [self._slot_context([turn]) for turn in _SAMPLE_TURNS]
         self.answer_ids: AnswerIds = find_answer_ids(self.vocabulary, prompt, contexts)
-        """Token ids of the answers, in LABELS order; one id each unless the template allows several."""
+        """Token ids of the three or four answers; one id each unless the template allows several."""
         self._tail = _common_tail(self.budget.ids([self.template.render([turn]) for turn in _SAMPLE_TURNS]))
 
     def encode(self, rows: Sequence[Comparison], progress: bool = False) -> list[EncodedRow]:
@@ -98,7 +98,7 @@ class RowEncoder:
 
     def facts(self) -> dict[str, str]:
         """Results of the checks at construction, by name: ``{"BOS": "128000, once", ...}``."""
-        answers = self.prompt.answers.model_dump(exclude_none=True).values()
+        answers = self.prompt.answers.spellings().values()
         ids = (" ".join(map(str, each)) for each in self.answer_ids)
         own = self.budget.costs.fixed + self.budget.costs.per_turn
         return {
@@ -110,7 +110,7 @@ class RowEncoder:
 
     def preview(self, row: EncodedRow) -> str:
         """Decode the ids of a row, and mark its answer slot with ``⟦…⟧``."""
-        answers = "|".join(self.prompt.answers.model_dump(exclude_none=True).values())
+        answers = "|".join(self.prompt.answers.spellings().values())
         return f"{self.vocabulary.decode(row.input_ids)}⟦{answers}⟧"
 
     def _check_special_tokens(self) -> None:

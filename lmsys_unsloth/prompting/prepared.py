@@ -30,7 +30,8 @@ class Prepared:
     """Numbers of consecutive rows of ``train`` that must share an optimiser step: 2 for a row and its swapped
     copy."""
     early_stopping: Sequence[EncodedRow] = ()
-    """Rows by which the best step is chosen: none of them is trained on or scored."""
+    """Rows by which the best step is chosen: none of them is trained on or scored. Those of a head that needs
+    both orders of the responses are each followed by their swapped copy."""
     baseline_rows: Sequence[Comparison] = ()
     """Training rows for the baselines; empty if a whole file is scored."""
     overlap: Overlap | None = None

@@ -18,11 +18,10 @@ from torch import nn
 from transformers import TrainerCallback
 
 from lmsys_unsloth.core.files import replacing_folder, write_json
-from lmsys_unsloth.model.answer_head import answer_loss
-from lmsys_unsloth.model.batch import by_length, collate, target
+from lmsys_unsloth.model.answer_head import answer_head
+from lmsys_unsloth.model.batch import collate, split_by_budget, target
 from lmsys_unsloth.model.decoder import Decoder
-from lmsys_unsloth.model.trained_weights import load_trained_weights, save_trained_weights
-from lmsys_unsloth.prompting.answer_tokens import AnswerIds
+from lmsys_unsloth.model.trained_weights import load_trained_weights, save_weights, trained_weights
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.train.metric_logger import MetricLogger
 
@@ -46,15 +45,23 @@ class Best:
 
 
 @torch.no_grad()
-def mean_loss(decoder: Decoder, rows: Sequence[EncodedRow], answer_ids: AnswerIds) -> float:
-    """Compute the mean log loss of labelled rows, without dropout."""
-    model, total = decoder.model, 0.0
+def mean_loss(decoder: Decoder, rows: Sequence[EncodedRow]) -> float:
+    """Compute the mean log loss of labelled rows with the head attached to the model, without dropout.
+
+    ``rows`` are neighbours as the head requires it
+    (:attr:`~lmsys_unsloth.model.answer_head.AnswerHead.rows_per_unit`).
+    """
+    model, head, total = decoder.model, answer_head(decoder.model), 0.0
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
-    for chosen in by_length([len(row.input_ids) for row in rows], TOKENS_PER_BATCH):
-        labels = [target(rows[row].comparison.label, None) for row in chosen]
-        batch = collate([rows[row].input_ids for row in chosen], labels).to(device)
-        total += answer_loss(decoder, batch, answer_ids, "answers").item()
+    lengths, size = [len(row.input_ids) for row in rows], head.rows_per_unit
+    units = sorted((range(i, i + size) for i in range(0, len(rows), size)), key=lambda unit: lengths[unit[0]])
+    for chosen in split_by_budget(units, lengths, TOKENS_PER_BATCH, rows_per_batch=len(rows)):
+        labels = torch.tensor([rows[row].comparison.label for row in chosen], device=device)
+        ids = [rows[row].input_ids for row in chosen]
+        batch = collate(ids, [target(None, None)] * len(ids), rows_per_unit=size).to(device)
+        found = head.probabilities(decoder, batch).gather(1, labels[:, None])
+        total -= found.log().sum().item()
     model.train(was_training)
     return total / len(rows)
 
@@ -106,7 +113,7 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
 
     def _store(self, best: Best) -> None:
         with replacing_folder(self.folder) as work:
-            save_trained_weights(self.model, work / _WEIGHTS)
+            save_weights(trained_weights(self.model), work / _WEIGHTS)
             write_json(work / _SCORE, {"step": best.step, "loss": best.loss})
 
     def _stored(self) -> Best | None:

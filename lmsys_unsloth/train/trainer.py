@@ -24,16 +24,16 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.progress import progress
-from lmsys_unsloth.model.answer_head import answer_loss
+from lmsys_unsloth.model.answer_head import AnswerHead
 from lmsys_unsloth.model.batch import Batch, collate, target
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, compute_dtype
 from lmsys_unsloth.model.trained_weights import (
     load_trained_weights,
-    save_trained_weights,
+    save_weights,
     trained_weights,
 )
-from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import EncodedRow
+from lmsys_unsloth.train.losses import answer_loss
 from lmsys_unsloth.train.metric_logger import MetricLogger
 from lmsys_unsloth.train.steps import Step
 
@@ -51,21 +51,23 @@ _WEIGHTS = "weights.safetensors"
 class StepDataset(torch.utils.data.Dataset[list[Batch]]):
     """Dataset whose item ``i`` holds the micro-batches of optimiser step ``i``."""
 
-    def __init__(self, steps: Sequence[Step], rows: Sequence[EncodedRow]) -> None:
-        self.steps, self.rows = steps, rows
+    def __init__(self, steps: Sequence[Step], rows: Sequence[EncodedRow], head: AnswerHead) -> None:
+        self.steps, self.rows, self.head = steps, rows, head
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, index: int) -> list[Batch]:
-        return [labelled_batch([self.rows[row] for row in rows]) for rows in self.steps[index]]
+        return [labelled_batch([self.rows[row] for row in rows], self.head) for rows in self.steps[index]]
 
 
-def labelled_batch(rows: Sequence[EncodedRow]) -> Batch:
-    """Collate rows with their target probabilities."""
+def labelled_batch(rows: Sequence[EncodedRow], head: AnswerHead) -> Batch:
+    """Collate rows with their target probabilities of the head's answers."""
+    comparisons, answers = [row.comparison for row in rows], len(head.answer_ids)
     return collate(
         [row.input_ids for row in rows],
-        [target(row.comparison.label, row.comparison.soft_label) for row in rows],
+        [target(c.label, c.soft_label, answers=answers, both_bad=c.both_bad) for c in comparisons],
+        rows_per_unit=head.rows_per_unit,
     )
 
 
@@ -78,11 +80,11 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, steps: StepDataset, answer_ids: AnswerIds,
-        config: TrainConfig, groups: list[dict[str, Any]], run: Run, seed: int, metric_logger: MetricLogger,
+        self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, steps: StepDataset, config: TrainConfig,
+        groups: list[dict[str, Any]], run: Run, seed: int, metric_logger: MetricLogger,
     ) -> None:  # fmt: skip
         model = cast("PeftModel", decoder.model)
-        self.decoder, self.steps, self.answer_ids, self.loss_kind = decoder, steps, answer_ids, config.loss
+        self.decoder, self.steps, self.train_config = decoder, steps, config
         self.groups, self.memory = groups, memory.Releaser()
         self.tokens_limit: int | None = None
         """Maximum tokens in a micro-batch after an out-of-memory error; None before the first one."""
@@ -108,7 +110,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_trained_weights(self.model, folder / _WEIGHTS)
+        save_weights(trained_weights(self.model), folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained_weights(self.model, Path(resume_from_checkpoint) / _WEIGHTS)
@@ -140,7 +142,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         rows, device = sum(map(len, batches)), self.args.device
         total = torch.zeros((), device=device)
         for batch in batches:
-            loss = answer_loss(self.decoder, batch.to(device), self.answer_ids, self.loss_kind) / rows
+            loss = answer_loss(self.decoder, batch.to(device), self.train_config) / rows
             self.accelerator.backward(loss)
             total += loss.detach()
             self.memory.release()
@@ -152,8 +154,8 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     def _reduce_memory(self, batches: Sequence[Batch]) -> None:
         """Use smaller micro-batches from now on or, once they are single rows, checkpoint all layers."""
         largest = max(batch.padded_tokens for batch in batches)
-        if any(len(batch) > 1 for batch in batches):
-            several = [batch.padded_tokens for batch in batches if len(batch) > 1]
+        several = [batch.padded_tokens for batch in batches if len(batch) > batch.rows_per_unit]
+        if several:
             self.tokens_limit = max(several) // 2
             log.warning(
                 "out of memory with %d tokens in a micro-batch: going on with at most %d, same step",

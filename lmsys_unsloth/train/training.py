@@ -16,9 +16,9 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.model import loading, memory
+from lmsys_unsloth.model.answer_head import answer_head, attach_head
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder
 from lmsys_unsloth.model.parity import choose_decoder
-from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.prompting.prepared import Prepared
 from lmsys_unsloth.train.early_stopping import KEY, EarlyStopping, mean_loss
@@ -53,16 +53,23 @@ def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: M
     A run that already holds trained weights (it was interrupted while scoring) is not trained again.
     """
     base = loading.load_model(config.model, config.train)
+    encoder = prepared.encoder
     if run.adapter.is_dir():
-        return loading.load_adapters(base, run.adapter)
+        model = loading.load_adapters(base, run.adapter)
+        attach_head(model, config.head, encoder.answer_ids, folder=run.adapter)
+        return model
     model = loading.make_trainable(base, config.lora, config.train, seed=config.seed)
-    if config.train.init_from is not None:
-        loading.continue_from(model, Run(Path(config.train.init_from)).adapter)
+    earlier = None if config.train.init_from is None else Run(Path(config.train.init_from)).adapter
+    if earlier is not None:
+        loading.continue_from(model, earlier)
+    attach_head(
+        model, config.head, encoder.answer_ids, eos_id=encoder.vocabulary.eos_id, seed=config.seed,
+        folder=earlier,
+    )  # fmt: skip
     train(
-        model, prepared.encoder.tokenizer, prepared.train, group_indices(prepared.unit_sizes), config.train,
-        answer_ids=prepared.encoder.answer_ids, run=run, seed=config.seed, metric_logger=metric_logger,
-        early_stopping=prepared.early_stopping, b_ratio=config.lora.b_learning_rate_ratio,
-        head_learning_rate=config.head.learning_rate,
+        model, encoder.tokenizer, prepared.train, group_indices(prepared.unit_sizes), config.train,
+        run=run, seed=config.seed, metric_logger=metric_logger, early_stopping=prepared.early_stopping,
+        b_ratio=config.lora.b_learning_rate_ratio, head_learning_rate=config.head.learning_rate,
     )  # fmt: skip
     loading.save_adapters(model, run.adapter, config.model)
     return model
@@ -75,7 +82,6 @@ def train(
     units: Sequence[Sequence[int]],
     config: TrainConfig,
     *,
-    answer_ids: AnswerIds,
     run: Run,
     seed: int,
     metric_logger: MetricLogger,
@@ -86,12 +92,11 @@ def train(
     """Train ``model`` in place, resuming from the newest complete checkpoint if there is one.
 
     Args:
-        model: model whose trained parameters require gradients.
+        model: model with its head attached, whose trained parameters require gradients.
         tokenizer: required by trl.
         rows: labelled rows.
         units: indices into ``rows``; the rows of one unit share an optimiser step.
         config, seed: settings, and the seed of the order of the rows.
-        answer_ids: token ids of the three answers.
         run: gets ``checkpoints/`` and, at the end, ``training.json``.
         metric_logger: receives losses, learning rate and speed.
         early_stopping: labelled rows for ``config.evaluate_every``, none of them in ``rows``.
@@ -119,16 +124,16 @@ def train(
         len(rows), len(steps), config.rows_per_step,
         "no padding" if packed else f"{padding:.1%} padding", checkpointing,
     )  # fmt: skip
-    resumed_at, items = run.newest_checkpoint(), StepDataset(steps, rows)
+    resumed_at, items = run.newest_checkpoint(), StepDataset(steps, rows, answer_head(model))
     groups = parameter_groups(
         model, learning_rate=config.learning_rate, weight_decay=config.weight_decay, b_ratio=b_ratio,
         layer_decay=config.layer_decay, head_learning_rate=head_learning_rate,
     )  # fmt: skip
-    trainer = AnswerTrainer(decoder, tokenizer, items, answer_ids, config, groups, run, seed, metric_logger)
+    trainer = AnswerTrainer(decoder, tokenizer, items, config, groups, run, seed, metric_logger)
     stopping = None
     if config.evaluate_every is not None:
         stopping = EarlyStopping(
-            model, lambda: mean_loss(decoder, early_stopping, answer_ids), run.best_checkpoint,
+            model, lambda: mean_loss(decoder, early_stopping), run.best_checkpoint,
             every=config.evaluate_every, patience=config.patience, metric_logger=metric_logger,
         )  # fmt: skip
         trainer.add_callback(stopping)

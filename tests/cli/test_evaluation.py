@@ -248,6 +248,59 @@ def test_eval_settings_of_the_command_hold_for_merged_folds(folder: Path, tmp_pa
     np.testing.assert_array_equal(merged.probabilities[merged.folds == 1], one.probabilities)
 
 
+@pytest.mark.parametrize("kind", ["linear", "lm_trained"])
+def test_a_trained_head_is_part_of_the_run(folder: Path, tmp_path: Path, kind: str) -> None:
+    run, trained = Run(tmp_path / "RUN"), settings(folder, f"head={kind}")
+    train(trained, run)
+    assert (run.adapter / "head.safetensors").is_file()
+    evaluation.evaluate_run(Member(run, trained), Run(tmp_path / "again"))
+    stored, again = (read_predictions(each.predictions) for each in (run, Run(tmp_path / "again")))
+    np.testing.assert_array_equal(again.probabilities, stored.probabilities)
+    with pytest.raises(UserError, match=f"was trained with head.kind={kind}; set that"):
+        evaluation.evaluate_run(Member(run, settings(folder)), Run(tmp_path / "lm"))
+    with pytest.raises(UserError, match=f"head.kind = {kind}: an untrained model has no trained head"):
+        evaluation.evaluate_untrained(trained, Run(tmp_path / "untrained"))
+
+
+@pytest.mark.parametrize("both_bad", [None, " Neither"])
+def test_davidsons_predictions_do_not_depend_on_the_order(
+    folder: Path, tmp_path: Path, new_rows: Path, both_bad: str | None
+) -> None:
+    overrides = (
+        "prompt=v2",
+        "head=davidson",
+        *([f"prompt.answers.both_bad='{both_bad}'"] if both_bad else []),
+    )
+    run = Run(tmp_path / "RUN")
+    train(settings(folder, *overrides), run)
+    lines = read(new_rows)
+    pairs = {"response_a": "response_b", "winner_model_a": "winner_model_b"}
+    pairs |= {b: a for a, b in pairs.items()}
+    exchanged = write(
+        tmp_path / "exchanged.csv", [{name: line[pairs.get(name, name)] for name in line} for line in lines]
+    )
+    found = []
+    for name, path in (("as_given", new_rows), ("exchanged", exchanged)):
+        scored = Member(run, settings(folder, *overrides, f"data.path={path}"))
+        evaluation.evaluate_run(scored, Run(tmp_path / name))
+        found.append(read_predictions(Run(tmp_path / name).predictions))
+    np.testing.assert_allclose(found[1].probabilities[:, [1, 0, 2]], found[0].probabilities, atol=1e-6)
+    np.testing.assert_allclose(found[0].extra["p_swap_a"], found[1].extra["p_forward_b"], atol=1e-6)
+    assert np.abs(np.subtract(found[0].extra["p_swap_a"], found[0].extra["p_forward_a"])).max() > 1e-3
+
+
+def test_rows_of_two_bad_responses_are_trained_as_a_fourth_answer(folder: Path, tmp_path: Path) -> None:
+    lines = read(folder / "train.csv")
+    for number, line in enumerate(lines):
+        winners = {name: line.pop(f"winner_{name}") for name in ("model_a", "model_b", "tie")}
+        line["winner"] = "tie (bothbad)" if number % 2 else next(n for n, v in winners.items() if v == "1")
+    path = write(tmp_path / "bad.csv", lines)
+    run = Run(tmp_path / "RUN")
+    train(settings(folder, f"data.path={path}", "prompt=v2", "prompt.answers.both_bad=' Neither'"), run)
+    assert len(json.loads(run.samples.read_text())[0]["answer_ids"]) == 4
+    np.testing.assert_allclose(read_predictions(run.predictions).probabilities.sum(1), 1, atol=1e-6)
+
+
 def test_a_merge_of_runs_that_scored_trained_rows_is_marked(folder: Path, tmp_path: Path) -> None:
     debug = ("debug.evaluate_on_train=true", "debug.train_rows=5")
     for number in (0, 1):

@@ -69,6 +69,26 @@ def test_an_lm_head_that_is_neither_tied_nor_stored_is_an_error(tmp_path: Path) 
     assert results(tmp_path, LLAMA, ["lm_head.weight"], "model=llama3")["LM head"].verdict == "ok"
 
 
+def test_trained_heads_need_answers_of_one_token(tmp_path: Path) -> None:
+    prompt = config(
+        "prompt=v2", "prompt.multi_token_answers=true", "prompt.answers.tie=' both are equal'"
+    ).prompt
+    made, settings = RowEncoder(smollm2.tokenizer(), prompt), config("prompt=v2", "head=linear")
+    check = preflight._head(settings, made)
+    assert (check.verdict, check.value) == ("error", "linear, 3 answers of 1, 1, 3 tokens")
+    assert "use head=lm or shorter answers" in check.remedy
+    assert preflight._head(config("prompt=v2"), made).verdict == "ok"
+    assert preflight._head(settings, encoder()) == Check("head", "linear, 3 answers")
+
+
+def test_a_loss_on_the_eos_token_needs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config("prompt=v2", "train.loss=answer_eos")
+    assert preflight._head(settings, encoder()).verdict == "ok"
+    monkeypatch.setattr(encoder().vocabulary, "eos_id", None)
+    check = preflight._head(settings, encoder())
+    assert check.verdict == "error" and "use train.loss=vocabulary" in check.remedy
+
+
 @pytest.mark.parametrize("cap", ["final_logit_softcapping", "attn_logit_softcapping"])
 def test_a_missing_soft_cap_is_an_error(tmp_path: Path, cap: str) -> None:
     table = results(tmp_path, GEMMA2 | {cap: None}, ["model.embed_tokens.weight"], "model=gemma2")

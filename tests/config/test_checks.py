@@ -41,12 +41,23 @@ def test_sections_that_are_invalid_on_their_own_are_not_compared() -> None:
         (["model.package=null", "model.repo=null"], "all null; one must say where the weights are"),
         (["model.path=no_such_folder"], "must be a folder with a config.json"),
         (["prompt.reply=Best"], "prompt.reply = 'Best': has a meaning only with prompt.chat=true"),
+        (["head=linear", "train.loss=vocabulary"], "set train.loss=answers or head.kind=lm"),
+        (["head=lm_trained", "train.loss=answer_eos"], "set train.loss=answers or head.kind=lm"),
+        (["head=davidson", "train.loss=vocabulary"], "set train.loss=answers or head.kind=lm"),
+        (["head=davidson", "data.swap=random"], "data.swap = 'random': head.kind=davidson averages both"),
+        (["head=davidson", "eval.swap=uncertain"], "eval.swap = 'uncertain': head.kind=davidson averages"),
     ],
 )
 def test_contradictions_between_sections_are_named(overrides: list[str], problem: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_config(composed(*overrides))
     assert str(caught.value).startswith("1 problem in the configuration:") and problem in str(caught.value)
+
+
+def test_davidson_sets_what_it_needs() -> None:
+    chosen = config("head=davidson", "data=lmsys", "data.path=x.csv")
+    assert (chosen.head.kind, chosen.data.swap, chosen.eval.swap) == ("davidson", "both", "average")
+    assert config("head=linear").eval.swap == "none"
 
 
 def test_a_model_folder_needs_a_config_json(tmp_path: Path) -> None:
@@ -72,7 +83,7 @@ def test_all_contradictions_of_a_template_are_listed() -> None:
         "prompt.body: must end with a fixed text",
         "prompt.reply = 'Best: ': has a meaning only with prompt.chat=true",
         "prompt.truncation.when_longer_than = 2000: must not be above prompt.max_tokens = 1000",
-        "prompt.answers = {'a': 'A', 'b': 'A', 'tie': 'C'}: must be three different texts",
+        "prompt.answers = {'a': 'A', 'b': 'A', 'tie': 'C'}: must be different texts",
     ]
     assert len(found) == len(expected)
     for problem, start in zip(found, expected, strict=True):

@@ -37,6 +37,7 @@ def test_swapping_exchanges_everything_together() -> None:
     assert ROW.swapped().swapped() == ROW
     assert dataclasses.replace(ROW, label=2).swapped().label == 2
     assert dataclasses.replace(ROW, label=None, soft_label=None).swapped().label is None
+    assert dataclasses.replace(ROW, label=2, both_bad=True).swapped().both_bad
 
 
 def _rows(count: int) -> list[Comparison]:
@@ -74,6 +75,7 @@ def test_both_ways_in_one_unit() -> None:
         {"soft_label": (0.5, 0.3, 0.2000001)},
         {"true_probabilities": None},
         {"model_a": None},
+        {"both_bad": True},
     ],
 )
 def test_the_fingerprint_sees_every_change(change: dict[str, Any]) -> None:
@@ -87,3 +89,7 @@ def test_the_fingerprint_sees_order_and_not_what_is_kept_aside() -> None:
         [ROW]
     )
     assert rows_fingerprint([]) == rows_fingerprint(iter(()))
+
+
+def test_rows_keep_the_fingerprint_that_earlier_versions_stored() -> None:
+    assert rows_fingerprint([ROW]).startswith("c7cda185e1b5d9b5")

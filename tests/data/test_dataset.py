@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import DebugConfig
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.data import dataset, duplicates, row_cache
+from lmsys_unsloth.data import dataset, duplicates, row_cache, schemas
 from lmsys_unsloth.data.arena import simulate
 
 
@@ -176,6 +176,23 @@ def test_real_rows(shared: Path, name: str) -> None:
     assert fold.description["leak"]["verdict"] == "no prompt is in both training and validation"
     shares = [np.bincount([row.label for row in part]) / len(part) for part in (fold.train, fold.validation)]  # type: ignore[arg-type]
     assert np.abs(shares[0] - shares[1]).max() < 0.1
+
+
+def test_the_cache_remembers_ties_between_bad_responses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMSYS_UNSLOTH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(row_cache, "LEAST_BYTES", 0)
+    said = {
+        name: [{"role": role, "content": "Hi"} for role in ("user", "assistant")]
+        for name in schemas.CONVERSATIONS
+    }
+    lines = [{"id": str(n), "winner": winner, **said} for n, winner in enumerate(("tie", "tie (bothbad)"))]
+    (tmp_path / "arena.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for _ in range(2):
+        rows = dataset.load_rows(config(path=str(tmp_path / "arena.jsonl")))
+        assert [row.both_bad for row in rows] == [False, True]
+        monkeypatch.setattr(row_cache.sources, "read_source", None)
 
 
 def test_the_cache_gives_the_same_and_never_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

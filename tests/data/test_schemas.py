@@ -79,7 +79,7 @@ def test_lists_with_a_winner_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("winner", "label"), [("model_a", 0), ("model_b", 1), ("tie", 2), ("tie (bothbad)", 2)]
+    ("winner", "label"), [("model_a", 0), ("model_b", 1), ("tie", 2), ("tie (bothbad)", 2), ("both_bad", 2)]
 )
 def test_arena_conversations(tmp_path: Path, winner: str, label: int) -> None:
     path = write_jsonl(
@@ -100,8 +100,9 @@ def test_arena_conversations(tmp_path: Path, winner: str, label: int) -> None:
     result = read_all(path)
     assert result.layout == "conversations"
     expected = Comparison(
-        "q1", ("Hi", "And?"), ("Hello", "Fine"), ("Yo", "Good"), label, model_a="m", model_b="n"
-    )
+        "q1", ("Hi", "And?"), ("Hello", "Fine"), ("Yo", "Good"), label, model_a="m", model_b="n",
+        both_bad="bad" in winner,
+    )  # fmt: skip
     assert result.rows == [expected]
     assert result.rows[0].extra == {"language": "English"}
 

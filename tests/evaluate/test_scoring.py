@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from tiny import save_tiny_llama, tolerance
-from training_cases import ANSWER_IDS, adapted, rows
+from training_cases import adapted, rows
 
-from lmsys_unsloth.evaluate import scoring
 from lmsys_unsloth.evaluate.scoring import score_rows
+from lmsys_unsloth.model.answer_head import AnswerHead
 from lmsys_unsloth.model.decoder import FastDecoder
 
 
@@ -23,14 +23,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.numeric
 def test_scoring_goes_on_in_parts_when_memory_is_small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ordinary = adapted(folder), scoring.answer_probabilities
-    expected = score_rows(FastDecoder(model), rows(), ANSWER_IDS, 256)
+    model, ordinary = adapted(folder), AnswerHead.logits
+    expected = score_rows(FastDecoder(model), rows(), 256)
 
-    def small_memory(decoder: Any, batch: Any, answer_ids: Any) -> torch.Tensor:
+    def small_memory(head: Any, decoder: Any, batch: Any) -> torch.Tensor:
         if sum(batch.lengths) > 20:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-        return ordinary(decoder, batch, answer_ids)
+        return ordinary(head, decoder, batch)
 
-    monkeypatch.setattr(scoring, "answer_probabilities", small_memory)
-    found = score_rows(FastDecoder(model), rows(), ANSWER_IDS, 256)
+    monkeypatch.setattr(AnswerHead, "logits", small_memory)
+    found = score_rows(FastDecoder(model), rows(), 256)
     np.testing.assert_allclose(found, expected, atol=tolerance(products=2), rtol=0)

@@ -11,21 +11,20 @@ import pytest
 import torch
 from factories import lora_config, model_config
 from tiny import (
-    ANSWERS,
     ARCHITECTURES,
     Architecture,
     kept_for_backward,
+    loss_of,
     save_random_model,
     save_word_tokenizer,
     tolerance,
 )
-from training_cases import ANSWER_IDS, TRAIN, fit, rows
+from training_cases import TRAIN, fit, rows, with_head
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import ModelConfig
 from lmsys_unsloth.evaluate.scoring import score_rows
 from lmsys_unsloth.model import loading, parity
-from lmsys_unsloth.model.answer_head import answer_loss
 from lmsys_unsloth.model.attention import flex, row_by_row, varlen
 from lmsys_unsloth.model.batch import collate
 from lmsys_unsloth.model.decoder import FastDecoder, ReferenceDecoder
@@ -86,7 +85,7 @@ def test_losses_and_gradients_of_both_decoders_agree(
     found = []
     for decoder in (fast, ReferenceDecoder(model)):
         model.zero_grad()
-        loss = answer_loss(decoder, batch, ANSWERS, "answers")
+        loss = loss_of(decoder, batch)
         loss.backward()
         found.append((loss, {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}))
     assert abs(found[0][0] - found[1][0]) < 0.05 * found[1][0]
@@ -106,7 +105,7 @@ def test_activation_bytes_are_what_is_kept(architecture: Architecture, tmp_path:
         ids = [np.full(512, 7)] * rows_in_batch
         batch = collate(ids, np.eye(3)[[0, 1, 2, 0, 1][:rows_in_batch]]).to(torch.device("cuda"))
         with kept_for_backward(model) as counted:
-            loss = answer_loss(decoder, batch, ANSWERS, "answers")
+            loss = loss_of(decoder, batch)
         del loss
         kept.append(counted.bytes)
     measured = (kept[1] - kept[0]) / (4 * 512)
@@ -117,7 +116,7 @@ def test_activation_bytes_are_what_is_kept(architecture: Architecture, tmp_path:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_training_lowers_the_loss(architecture: Architecture, tmp_path: Path) -> None:
     config = random_model(architecture, tmp_path / "model", resident="auto")
-    model = loading.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    model = with_head(loading.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0))
     data = rows(48)
     train = TRAIN.model_copy(
         update={
@@ -129,14 +128,14 @@ def test_training_lowers_the_loss(architecture: Architecture, tmp_path: Path) ->
     assert summary["fast"] and summary["padding_share"] == 0
     decoder = parity.choose_decoder(model, data, fast=True)
     assert isinstance(decoder, FastDecoder)
-    probabilities = score_rows(decoder, data, ANSWER_IDS, 4096)
+    probabilities = score_rows(decoder, data, 4096)
     losses = -np.log(probabilities[np.arange(len(data)), [row.comparison.label for row in data]])  # type: ignore[arg-type]
     assert losses.mean() < 0.8  # a model that knows nothing has 1.1
 
 
 def test_a_batch_too_large_for_the_gpu_is_trained_in_parts(tmp_path: Path, caplog: Any) -> None:
     config = random_model("llama", tmp_path / "model", resident="bf16")
-    model = loading.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    model = with_head(loading.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0))
     free, _ = torch.cuda.mem_get_info()
     taken = torch.empty(int(free - 1.5e9), dtype=torch.uint8, device="cuda")
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from factories import head_config
 from peft import PeftModel
 from tiny import (
     ANSWERS,
@@ -17,6 +18,7 @@ from tiny import (
     NO_TARGET,
     VOCABULARY,
     Architecture,
+    loss_of,
     probabilities,
     random_rows,
     reference,
@@ -25,9 +27,10 @@ from tiny import (
     with_adapters,
 )
 
-from lmsys_unsloth.model.answer_head import answer_loss, answer_scores, head_logits
+from lmsys_unsloth.model.answer_head import AnswerHead
 from lmsys_unsloth.model.batch import collate
 from lmsys_unsloth.model.decoder import FastDecoder, ReferenceDecoder
+from lmsys_unsloth.model.lm_head import head_logits
 
 pytestmark = [pytest.mark.numeric, pytest.mark.parametrize("architecture", ARCHITECTURES)]
 both_decoders = pytest.mark.parametrize("decoder", [FastDecoder, ReferenceDecoder])
@@ -102,7 +105,7 @@ def test_vocabulary_loss_and_gradients_equal_transformers(architecture: Architec
     labels = [0, 1, 2, 1, 0]
     model, twin = with_adapters(copy.deepcopy(base)), with_adapters(copy.deepcopy(base))
     targets = np.eye(3)[labels]
-    loss = answer_loss(decoder(model), collate(rows, targets), ANSWERS, "vocabulary")
+    loss = loss_of(decoder(model), collate(rows, targets), "vocabulary")
     loss.backward()
     expected = torch.zeros(())
     for ids, label in zip(rows, labels, strict=True):
@@ -119,7 +122,7 @@ def test_vocabulary_loss_and_gradients_equal_transformers(architecture: Architec
 def test_answers_loss_is_over_three_and_takes_soft_labels(architecture: Architecture) -> None:
     model, rows = tiny_model(architecture), random_rows(4)
     soft = torch.tensor([[0.7, 0.2, 0.1], [1, 0, 0], [0, 0, 1], [0.3, 0.3, 0.4]])
-    loss = answer_loss(FastDecoder(model), collate(rows, soft.numpy()), ANSWERS, "answers")
+    loss = loss_of(FastDecoder(model), collate(rows, soft.numpy()))
     by_hand = -(soft * probabilities(model, rows).log()).sum()
     torch.testing.assert_close(loss, by_hand, rtol=tolerance(terms=len(rows), products=3), atol=0)
 
@@ -140,7 +143,7 @@ def test_answers_of_several_tokens_score_by_their_full_log_probability(
         expected.append(torch.stack(scores))
     batch = collate(rows, [NO_TARGET] * len(rows))
     with torch.no_grad():
-        scores = answer_scores(decoder(model), batch, LONG_ANSWERS)
+        scores = AnswerHead(model, head_config(), LONG_ANSWERS).logits(decoder(model), batch)
     torch.testing.assert_close(scores, torch.stack(expected), rtol=tolerance(), atol=tolerance())
 
 
@@ -152,9 +155,7 @@ def test_micro_batches_do_not_change_the_gradient(architecture: Architecture) ->
         model, start = with_adapters(copy.deepcopy(base)), 0
         for size in sizes:
             part = slice(start, start + size)
-            (
-                answer_loss(FastDecoder(model), collate(rows[part], targets[part]), ANSWERS, "vocabulary") / 8
-            ).backward()
+            (loss_of(FastDecoder(model), collate(rows[part], targets[part]), "vocabulary") / 8).backward()
             start += size
         return [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
 

@@ -15,6 +15,7 @@ from tiny import (
     LONG_ANSWERS,
     Architecture,
     kept_for_backward,
+    loss_of,
     probabilities,
     random_rows,
     tiny_model,
@@ -23,7 +24,6 @@ from tiny import (
 )
 
 from lmsys_unsloth.model import attention, layers
-from lmsys_unsloth.model.answer_head import answer_loss
 from lmsys_unsloth.model.batch import Batch, collate
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder
 from lmsys_unsloth.model.packing import PackedRows
@@ -38,7 +38,7 @@ def labelled(longest: int = 40) -> Batch:
 
 def loss_and_gradients(decoder: Decoder, batch: Batch, kind: Any = "answers", answers: Any = ANSWERS) -> Any:
     decoder.model.zero_grad()
-    loss = answer_loss(decoder, batch, answers, kind)
+    loss = loss_of(decoder, batch, kind, answers)
     loss.backward()
     gradients = {n: p.grad for n, p in decoder.model.named_parameters() if p.requires_grad}
     return loss.detach(), {name: gradient.clone() for name, gradient in gradients.items()}
@@ -113,7 +113,7 @@ def test_checkpointed_layers_give_the_same_gradients_and_keep_less(
 
 def kept(decoder: Decoder, batch: Batch) -> int:
     with kept_for_backward(decoder.model) as counted:
-        loss = answer_loss(decoder, batch, ANSWERS, "answers")
+        loss = loss_of(decoder, batch)
     del loss
     return counted.bytes
 
@@ -151,7 +151,7 @@ def test_the_last_layer_is_computed_at_the_slot_only(architecture: Architecture)
         module.register_forward_hook(
             lambda _, inputs, __, name=name: seen.__setitem__(name, inputs[0].shape[1])
         )
-    answer_loss(FastDecoder(model), batch, ANSWERS, "answers")
+    loss_of(FastDecoder(model), batch)
     rows, tokens = len(batch), sum(batch.lengths)
     assert seen == {
         "self_attn.q_proj": rows, "self_attn.k_proj": tokens, "self_attn.o_proj": rows, "mlp.down_proj": rows,
@@ -191,13 +191,9 @@ def test_dropout_acts_in_training_only() -> None:
     decoder = FastDecoder(model)
     with torch.no_grad():
         model.train()
-        assert answer_loss(decoder, batch, ANSWERS, "answers") != answer_loss(
-            decoder, batch, ANSWERS, "answers"
-        )
+        assert loss_of(decoder, batch) != loss_of(decoder, batch)
         model.eval()
-        assert answer_loss(decoder, batch, ANSWERS, "answers") == answer_loss(
-            decoder, batch, ANSWERS, "answers"
-        )
+        assert loss_of(decoder, batch) == loss_of(decoder, batch)
 
 
 @pytest.mark.numeric
@@ -215,10 +211,7 @@ def test_special_adapters_are_computed_by_peft(special: str) -> None:
     if special == "disabled":
         model.base_model.disable_adapter_layers()
     with torch.no_grad():
-        fast, expected = (
-            answer_loss(decoder(model), batch, ANSWERS, "answers")
-            for decoder in (FastDecoder, ReferenceDecoder)
-        )
+        fast, expected = (loss_of(decoder(model), batch) for decoder in (FastDecoder, ReferenceDecoder))
     torch.testing.assert_close(fast, expected, rtol=tolerance(), atol=0)
 
 

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from factories import head_config
 from peft import LoraConfig, get_peft_model
-from tiny import ANSWERS, Architecture, tiny_model
+from tiny import ANSWERS, Architecture, loss_of, tiny_model
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmsys_unsloth.model.answer_head import answer_loss, answer_probabilities
+from lmsys_unsloth.model.answer_head import AnswerHead
 from lmsys_unsloth.model.batch import Batch, collate
 from lmsys_unsloth.model.decoder import FastDecoder
 
@@ -82,7 +83,7 @@ def test_training_computes_less(architecture: Architecture, limit: float, kind: 
     rows = batch(architecture)
     fast = at_full_depth(
         architecture,
-        lambda model: flops(lambda: answer_loss(FastDecoder(model), rows, ANSWERS, kind), backward=True),
+        lambda model: flops(lambda: loss_of(FastDecoder(model), rows, kind), backward=True),
     )
     whole = at_full_depth(architecture, lambda model: flops(lambda: model_loss(model, rows), backward=True))
     assert 0.8 < fast / whole <= limit
@@ -95,7 +96,8 @@ def test_scoring_computes_less(architecture: Architecture, limit: float) -> None
         fast = at_full_depth(
             architecture,
             lambda model: flops(
-                lambda: answer_probabilities(FastDecoder(model), rows, ANSWERS), backward=False
+                lambda: AnswerHead(model, head_config(), ANSWERS).probabilities(FastDecoder(model), rows),
+                backward=False,
             ),
         )
         whole = at_full_depth(
@@ -107,9 +109,9 @@ def test_scoring_computes_less(architecture: Architecture, limit: float) -> None
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_frozen_lower_layers_save_their_backward_pass(architecture: Architecture) -> None:
     rows, whole = batch(architecture), adapted(architecture, 8)
-    total = flops(lambda: answer_loss(FastDecoder(whole), rows, ANSWERS, "answers"), backward=True)
+    total = flops(lambda: loss_of(FastDecoder(whole), rows), backward=True)
     for name, parameter in whole.named_parameters():
         if any(f".layers.{layer}." in name for layer in range(4)):
             parameter.requires_grad_(False)
-    frozen = flops(lambda: answer_loss(FastDecoder(whole), rows, ANSWERS, "answers"), backward=True)
+    frozen = flops(lambda: loss_of(FastDecoder(whole), rows), backward=True)
     assert frozen < 0.8 * total

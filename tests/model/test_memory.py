@@ -14,18 +14,17 @@ import pytest
 import torch
 from factories import config
 from tiny import (
-    ANSWERS,
     ARCHITECTURES,
     VOCABULARY,
     Architecture,
     kept_for_backward,
+    loss_of,
     save_word_tokenizer,
     tiny_model,
     with_adapters,
 )
 
 from lmsys_unsloth.model import loading, memory
-from lmsys_unsloth.model.answer_head import answer_loss
 from lmsys_unsloth.model.batch import collate
 from lmsys_unsloth.model.decoder import FastDecoder
 from lmsys_unsloth.model.memory import NF4_BYTES, layer_bytes_per_token
@@ -48,7 +47,7 @@ def measured_bytes_per_token(model: Callable[[int], Any], row_length: int) -> fl
         batch = collate([np.full(row_length, 7)] * rows, np.eye(3)[:rows])
         decoder = FastDecoder(model(layers).train())
         with kept_for_backward(decoder.model) as counted:
-            loss = answer_loss(decoder, batch, ANSWERS, "answers")
+            loss = loss_of(decoder, batch)
         del loss
         kept[layers, rows] = counted.bytes
     return (kept[8, 3] - kept[4, 3] - kept[8, 1] + kept[4, 1]) / (4 * 2 * row_length)

@@ -36,6 +36,14 @@ def test_ids_are_those_that_the_tokenizer_gives_each_answer(llama3: Vocabulary) 
     assert find_answer_ids(smollm2, template("v2"), SLOT) == ((330,), (389,), (47832,))
 
 
+def test_a_fourth_answer_comes_last(llama3: Vocabulary) -> None:
+    four = {"a": " A", "b": " B", "tie": " Tie", "both_bad": " they"}
+    expected = tuple(tuple(ids(llama3, answer)) for answer in four.values())
+    assert find_answer_ids(llama3, template("v2", answers=four), SLOT) == expected
+    message = error(llama3, answers={**four, "both_bad": " incomprehensible"})
+    assert "answers.both_bad = ' incomprehensible' is" in message
+
+
 def test_an_answer_of_two_tokens_is_reported_with_its_ids_and_spellings_that_work(
     llama3: Vocabulary,
 ) -> None:

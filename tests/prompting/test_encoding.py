@@ -112,7 +112,7 @@ def check_guarantees(made: RowEncoder, rows: list[Comparison]) -> None:
         assert one.text.endswith(one_turn[-1].text[-8:])
         # each answer adds exactly its own ids
         last = made.template.render(rendered[position].turns)[-1].text
-        for answer, answer_id in zip(made.prompt.answers.model_dump().values(), made.answer_ids, strict=True):
+        for answer, answer_id in zip(made.prompt.answers.spellings().values(), made.answer_ids, strict=True):
             before, after = made.vocabulary.encode([last, last + answer])
             assert after.tolist() == [*before.tolist(), *answer_id]
         # special tokens are those of the template, and there is one BOS

@@ -10,7 +10,7 @@ import pytest
 import torch
 from factories import config
 from tiny import save_tiny_llama
-from training_cases import ANSWER_IDS, TRAIN, adapted, adapters, fit, rows
+from training_cases import TRAIN, adapted, adapters, fit, rows
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
@@ -45,7 +45,7 @@ def test_the_weights_of_the_best_step_are_kept(folder: Path, tmp_path: Path) -> 
     assert list(losses) == [*range(2, steps, 2), steps]  # the last step is evaluated too
     best = min(losses, key=losses.__getitem__)
     assert json.loads(run.training.read_text())["best_step"] == best
-    assert mean_loss(FastDecoder(model), HELD_OUT, ANSWER_IDS) == losses[best]
+    assert mean_loss(FastDecoder(model), HELD_OUT) == losses[best]
     fewer = adapted(folder)  # the same training, ended at the best step
     settings = TRAIN.model_copy(update={"learning_rate": 0.05, "max_steps": best})
     fit(fewer, folder, Run(tmp_path / "fewer"), settings)
@@ -124,7 +124,7 @@ def test_a_small_early_stopping_set_is_reported(caplog: pytest.LogCaptureFixture
 
 
 def test_rows_of_a_single_prompt_cannot_be_split() -> None:
-    with pytest.raises(UserError, match="all training rows share one prompt"):
+    with pytest.raises(UserError, match="all labelled training rows share one prompt"):
         split_early_stopping(comparisons(1, each=9), config("train.evaluate_every=5"))
 
 

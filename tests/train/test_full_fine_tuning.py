@@ -11,7 +11,7 @@ import pytest
 import torch
 from factories import config, lora_config, model_config
 from tiny import save_tiny_llama
-from training_cases import ANSWER_IDS, LORA, TRAIN, fit, rows
+from training_cases import LORA, TRAIN, fit, rows, with_head
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
@@ -32,11 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trainable(folder: Path, lora: Any = FULL, **changes: Any) -> Any:
     model = loading.load_model(model_config(folder, **changes))
-    return loading.make_trainable(model, lora, TRAIN, seed=1)
+    return with_head(loading.make_trainable(model, lora, TRAIN, seed=1))
 
 
 def scores(model: Any) -> np.ndarray:
-    return score_rows(FastDecoder(model), rows(), ANSWER_IDS, 256)
+    return score_rows(FastDecoder(model), rows(), 256)
 
 
 @pytest.mark.numeric
@@ -53,9 +53,8 @@ def test_full_fine_tuning_learns_and_reloads_exactly(folder: Path, tmp_path: Pat
     losses = [-np.log(p[np.arange(len(p)), labels]).mean() for p in (before, after)]  # type: ignore[arg-type]
     assert losses[1] < losses[0] - 0.2
     loading.save_adapters(model, tmp_path / "adapter", model_config(folder))
-    reloaded = loading.load_adapters(
-        loading.load_model(model_config(folder, dtype=dtype)), tmp_path / "adapter"
-    )
+    base = loading.load_model(model_config(folder, dtype=dtype))
+    reloaded = with_head(loading.load_adapters(base, tmp_path / "adapter"))
     assert np.array_equal(scores(reloaded), after)
     assert loading.remove_adapters(reloaded) is None  # its own weights have changed
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from factories import model_config
 from tiny import save_tiny_llama, tolerance
-from training_cases import ANSWER_IDS, LORA, TRAIN, adapted, adapters, fit, rows
+from training_cases import LORA, TRAIN, adapted, adapters, fit, rows, with_head
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import ModelConfig
@@ -62,7 +62,7 @@ def test_training_lowers_the_loss_and_adapters_reload_exactly(
     model, data = adapted(folder, load_in_4bit=load_in_4bit), rows()
     fit(model, folder, Run(tmp_path), TRAIN.model_copy(update={"epochs": 12}))
     assert {p.dtype for p in adapters(model).values()} == {torch.float32}  # trl would leave bfloat16
-    probabilities = score_rows(FastDecoder(model), data, ANSWER_IDS, 256)
+    probabilities = score_rows(FastDecoder(model), data, 256)
     losses = -np.log(probabilities[np.arange(len(data)), [row.comparison.label for row in data]])  # type: ignore[arg-type]
     assert losses.mean() < 0.7  # a model that knows nothing has 1.1
     loading.save_adapters(model, tmp_path / "adapter", model_config(folder))
@@ -71,8 +71,8 @@ def test_training_lowers_the_loss_and_adapters_reload_exactly(
     ]  # fmt: skip
     assert str(folder) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
     base = loading.load_model(model_config(folder, load_in_4bit=load_in_4bit))
-    reloaded = loading.load_adapters(base, tmp_path / "adapter")
-    assert np.array_equal(score_rows(FastDecoder(reloaded), data, ANSWER_IDS, 256), probabilities)
+    reloaded = with_head(loading.load_adapters(base, tmp_path / "adapter"))
+    assert np.array_equal(score_rows(FastDecoder(reloaded), data, 256), probabilities)
     account = json.loads((tmp_path / "training.json").read_text())
     assert account["steps"] == len(account["learning_curve"]) >= 72
     assert account["learning_curve"][-1]["loss"] < account["learning_curve"][0]["loss"]
@@ -230,11 +230,11 @@ def test_fifty_steps_of_smollm2_follow_the_ordinary_path(tmp_path: Path) -> None
     for fast in (True, False):
         from lmsys_unsloth.train import training
 
-        model = loading.make_trainable(loading.load_model(config), LORA, TRAIN, seed=1)
+        model = with_head(loading.make_trainable(loading.load_model(config), LORA, TRAIN, seed=1))
         run = Run(tmp_path / str(fast))
         training.train(
             model, tokenizer, data, [[i] for i in range(200)], train.model_copy(update={"fast": fast}),
-            answer_ids=ANSWER_IDS, run=run, seed=5, metric_logger=NoTracker(),
+            run=run, seed=5, metric_logger=NoTracker(),
         )  # fmt: skip
         account = json.loads(run.training.read_text())
         assert account["fast"] is fast
