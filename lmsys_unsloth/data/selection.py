@@ -137,7 +137,7 @@ def split_early_stopping(rows: list[Comparison], config: Config) -> tuple[list[C
         return rows, []
     groups = group_by_prompt(rows, config.data, rows_fingerprint(rows))
     unlabelled = [row.label is None for row in rows]
-    groups[np.isin(groups, groups[unlabelled])] = -1
+    groups = np.where(np.isin(groups, groups[unlabelled]), -1, groups)
     numbers, sizes = np.unique(groups[groups >= 0], return_counts=True)
     if len(numbers) < 2:
         raise UserError(
