@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -11,7 +14,7 @@ from torch import nn
 
 from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.core.files import replacing_folder
+from lmsys_unsloth.core.files import replacing_folder, write_json
 from lmsys_unsloth.model import memory, smollm2
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, compute_dtype
 from lmsys_unsloth.model.layers import Kernels
@@ -210,3 +213,46 @@ def save_adapters(model: PeftModel, folder: Path, config: ModelConfig) -> None:
     with replacing_folder(folder) as work:
         # Embeddings are never trained; "auto" would ask the hub whether they changed.
         model.save_pretrained(work, safe_serialization=True, save_embedding_layers=False)
+
+
+def average_adapters(folders: Sequence[Path], target: Path) -> None:
+    """Write adapters whose update of every weight is the mean of the updates ``B @ A`` of several adapters.
+
+    A mean of products is not the product of means, so all A and all B are concatenated: exact, with as many
+    times the rank as there are adapters (``combination_type="cat"`` in PEFT, which scales rank-stabilised
+    adapters wrongly; ``linear`` averages A and B separately, ``svd`` reduces the rank).
+
+    Raises:
+        UserError: the adapters differ in more than their values, or hold something other than plain LoRA.
+    """
+    from safetensors.torch import load_file, save_file
+
+    configs = [json.loads((folder / "adapter_config.json").read_text("utf-8")) for folder in folders]
+    tensors = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    remedy = "  Average the probabilities instead: eval.average=probabilities."
+    for folder, config, own in zip(folders, configs, tensors, strict=True):
+        for key in ("r", "lora_alpha", "use_rslora", "target_modules", "layers_to_transform"):
+            first, other = (sorted(v) if isinstance(v, list) else v for v in (configs[0][key], config[key]))
+            if first != other:
+                raise UserError(
+                    f"{folder} and {folders[0]}: {key} = {other} and {first}; only adapters of one shape can "
+                    f"be averaged.\n{remedy}"
+                )
+        others = [name for name in own if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+        if others or own.keys() != tensors[0].keys() or config["rank_pattern"] or config["alpha_pattern"]:
+            raise UserError(
+                f"{folder}: holds {', '.join(others[:3]) or 'other layers or ranks than the first one'}; "
+                f"only plain LoRA adapters of the same layers can be averaged.\n{remedy}"
+            )
+    count = len(folders)
+    averaged = {
+        name: torch.cat([own[name] for own in tensors], dim=0)
+        if name.endswith(".lora_A.weight")
+        else torch.cat([own[name] / count for own in tensors], dim=1)
+        for name in tensors[0]
+    }
+    growth = math.sqrt(count) if configs[0]["use_rslora"] else count  # keeps alpha / r or alpha / sqrt(r)
+    config = configs[0] | {"r": configs[0]["r"] * count, "lora_alpha": configs[0]["lora_alpha"] * growth}
+    with replacing_folder(target) as work:
+        save_file(averaged, work / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_json(work / "adapter_config.json", config)
