@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lmsys_unsloth.cli.arguments import Member
+from lmsys_unsloth.cli.members import compare_averages, predict_all, require_adapters, require_averageable
 from lmsys_unsloth.cli.prepare import prepare_scoring
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
@@ -26,18 +26,16 @@ from lmsys_unsloth.data.selection import (
     select_for_untrained,
 )
 from lmsys_unsloth.evaluate import adjustment, averaging, baselines, cross_validation, predictions
+from lmsys_unsloth.evaluate.adjustment import Adjusted
+from lmsys_unsloth.evaluate.baselines import Regression
+from lmsys_unsloth.evaluate.calibration import Floats
 from lmsys_unsloth.evaluate.predictions import Predictions, form_columns
-from lmsys_unsloth.evaluate.scores import WeightAverage
 from lmsys_unsloth.evaluate.scoring import predict_rows
 from lmsys_unsloth.evaluate.stacking import Calibration
 from lmsys_unsloth.model import loading
-from lmsys_unsloth.prompting.prepared import Prepared
 from lmsys_unsloth.report.results import Outcome, report_results, report_scoring
 
 log = logging.getLogger(__name__)
-
-COMPARED_ROWS = 32
-"""Number of rows on which a model with averaged adapters is compared with the average of the models."""
 
 
 def evaluate_untrained(config: Config, output: Run) -> Outcome:
@@ -91,7 +89,7 @@ def evaluate_runs(members: Sequence[Member], output: Run) -> Outcome:
     rows = load_rows(config.data, output)
     weights = config.eval.average == "weights"
     if weights:
-        _require_averageable(members, own=_are_split_from(members, rows))
+        require_averageable(members, own=_are_split_from(members, rows))
     if config.eval.trained_rows == "exclude" and _are_split_from(members, rows):
         return _merge_folds(members, rows, output)
     selection = select_for_trained(config, [member.run for member in members], rows, output)
@@ -100,63 +98,21 @@ def evaluate_runs(members: Sequence[Member], output: Run) -> Outcome:
     if weights:
         loading.average_adapters([member.run.adapter for member in members], output.adapter)
         averaged = dataclasses.replace(members[0], run=output)
-        parts = _predict_all([averaged], [selection], output)
-        compared = _compare_averages(members, selection, parts[0], output)
+        parts = predict_all([averaged], [selection], output)
+        compared = compare_averages(members, selection, parts[0], output)
     else:
-        parts = _predict_all(members, [selection] * len(members), output)
+        parts = predict_all(members, [selection] * len(members), output)
     average = averaging.average(parts)
+    candidates: Adjusted = {}
     if calibration is not None:
-        candidates = adjustment.apply(calibration, parts, selection.rows)
-    else:
-        candidates = adjustment.adjust_out_of_fold(average, selection.rows, seed=config.seed)
+        candidates = adjustment.apply(calibration, parts, baselines.features(selection.rows))
+    elif average.labelled.any():
+        features = baselines.features(selection.rows)
+        candidates = adjustment.adjust_out_of_fold(average, features, seed=config.seed)
     return report_results(
         output, config, average, selection.rows, candidates=candidates, trained_rows=selection.overlap,
         weight_average=compared,
     )  # fmt: skip
-
-
-def _require_averageable(members: Sequence[Member], *, own: bool) -> None:
-    """Raise an error unless one model with the mean of the members' adapters can predict the rows."""
-    remedy = "  Average the probabilities instead: eval.average=probabilities."
-    if own:
-        raise UserError(
-            "eval.average=weights: the rows of this file trained these runs, so their averaged adapters have "
-            f"seen them; name another file: data.path=FILE.\n{remedy}"
-        )
-    first = members[0]
-    for member in members:
-        if member.config.lora.kind == "full" or member.config.head.kind in ("lm_trained", "linear"):
-            raise UserError(
-                f"{member.run.path}: eval.average=weights averages LoRA adapters only, but this run has "
-                f"lora.kind={member.config.lora.kind}, head.kind={member.config.head.kind}.\n{remedy}"
-            )
-        if _key(member.config, "model", "prompt", "head") != _key(first.config, "model", "prompt", "head"):
-            raise UserError(
-                f"{member.run.path} and {first.run.path}: differ in model, prompt or head; "
-                f"eval.average=weights needs the same.\n{remedy}"
-            )
-    _require_adapters(members)
-
-
-def _compare_averages(
-    members: Sequence[Member], selection: Selection, averaged: Predictions, output: Run
-) -> WeightAverage:
-    """Compare the model with averaged adapters with the average of the models on the first rows."""
-    first = np.arange(min(COMPARED_ROWS, len(selection.rows)))
-    few = dataclasses.replace(
-        selection,
-        rows=selection.rows[: len(first)],
-        folds=selection.folds[first],
-        groups=None if selection.groups is None else selection.groups[first],
-    )
-    average = averaging.average(_predict_all(members, [few] * len(members), output))
-    change = average.probabilities - averaged.take(first).probabilities
-    distance = float(np.abs(change).sum(axis=1).mean() / 2)
-    log.info(
-        "averaged adapters: mean total variation distance %.4f from the average of %d models on %d rows",
-        distance, len(members), len(first),
-    )  # fmt: skip
-    return WeightAverage(runs=len(members), rows=len(first), mean_distance=distance)
 
 
 def _are_split_from(members: Sequence[Member], rows: Sequence[Comparison]) -> bool:
@@ -175,9 +131,9 @@ def _are_split_from(members: Sequence[Member], rows: Sequence[Comparison]) -> bo
 def _merge_folds(members: Sequence[Member], rows: Sequence[Comparison], output: Run) -> Outcome:
     config = members[0].config
     again = [member for member in members if not _stored_predictions_hold(member)]
-    _require_adapters(again)
+    require_adapters(again)
     selections = [select_for_trained(m.config, [m.run], rows, output) for m in again]
-    fresh = dict(zip((m.run.path for m in again), _predict_all(again, selections, output), strict=True))
+    fresh = dict(zip((m.run.path for m in again), predict_all(again, selections, output), strict=True))
     parts = [fresh.get(m.run.path) or _stored_predictions(m.run) for m in members]
     overlaps = [selection.overlap.scored for selection in selections if selection.overlap is not None]
     overlaps += [m.run.trained_rows_scored() for m in members if m not in again]
@@ -192,17 +148,20 @@ def _merge_folds(members: Sequence[Member], rows: Sequence[Comparison], output: 
     by_id = {row.id: row for row in rows}
     predicted = merged.predictions
     scored = [by_id[row_id] for row_id in predicted.ids]
-    several = len(np.unique(predicted.folds)) > 1
-    regression = baselines.cross_validate(scored, predicted.folds) if several else form_columns(predicted)
-    # A regression that predicts one of several folds is fitted on the labels of the others.
-    independent = None if several else regression
-    form = baselines.fit_form(baselines.features(scored), predicted.labels) if several else None
+    features = baselines.features(scored)
+    if len(np.unique(predicted.folds)) > 1:
+        regression: Floats | None = baselines.predict_parts(features, predicted.labels, predicted.folds)
+        form: Regression | None = baselines.fit_form(features, predicted.labels)
+        independent: Floats | None = None  # that of one fold was fitted on the labels of the others
+    else:
+        independent = regression = form_columns(predicted)
+        form = None
     return report_results(
         output,
         config,
         predicted,
         scored,
-        candidates=adjustment.adjust_out_of_fold(predicted, scored, independent, seed=config.seed),
+        candidates=adjustment.adjust_out_of_fold(predicted, features, independent, seed=config.seed),
         form=None if any(count != 0 for count in overlaps) else form,
         train_prior=merged.train_prior,
         baseline_probabilities=regression,
@@ -219,15 +178,6 @@ def _sum_overlaps(scored: Sequence[int | None]) -> Overlap | None:
     return Overlap(left_out=0, scored=sum(known)) if sum(known) else None
 
 
-def _require_adapters(members: Sequence[Member]) -> None:
-    missing = [str(m.run.path) for m in members if not m.run.adapter.is_dir()]
-    if missing:
-        raise UserError(
-            f"{', '.join(missing)}: has no adapters, so its rows can't be scored again as eval.* asks.\n"
-            "  Name the run directories that train.py made, or leave eval.* out to use stored predictions."
-        )
-
-
 def _stored_predictions_hold(member: Member) -> bool:
     """Whether scoring the run again under the command's overrides would give its stored predictions."""
 
@@ -240,35 +190,6 @@ def _stored_predictions_hold(member: Member) -> bool:
     return member.run.predictions.is_file() and decisive(stored) == decisive(
         member.config.model_dump(mode="json")
     )
-
-
-def _predict_all(
-    members: Sequence[Member], selections: Sequence[Selection], output: Run
-) -> list[Predictions]:
-    """Predict each member's selection; every base model is loaded once and every selection encoded once."""
-    found: dict[int, Predictions] = {}
-    prepared: dict[tuple[str, int], Prepared] = {}
-    by_model: dict[str, list[int]] = {}
-    for index, member in enumerate(members):
-        by_model.setdefault(_key(member.config, "model"), []).append(index)
-    for indices in by_model.values():
-        base = None
-        for index in indices:
-            member, selection = members[index], selections[index]
-            key = _key(member.config, "model", "prompt"), id(selection)
-            if key not in prepared:
-                prepared[key] = prepare_scoring(member.config, selection, output)
-            if base is None:
-                base = loading.load_model(member.config.model)
-            adapted = loading.load_adapters(base, member.run.adapter)
-            found[index], _ = predict_rows(adapted, prepared[key], member.config)
-            base = loading.remove_adapters(adapted)
-            del adapted  # it would keep this base model in memory while another is loaded
-    return [found[index] for index in range(len(members))]
-
-
-def _key(config: Config, *sections: str) -> str:
-    return json.dumps(config.model_dump(mode="json", include=set(sections)), sort_keys=True)
 
 
 def _stored_predictions(run: Run) -> Predictions:

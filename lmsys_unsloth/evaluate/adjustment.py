@@ -15,7 +15,6 @@ from lmsys_unsloth.config.schema import EvalConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.evaluate import baselines
 from lmsys_unsloth.evaluate.baselines import Regression
 from lmsys_unsloth.evaluate.bootstrap import PairedDifference, cluster_numbers, paired_bootstrap, random_parts
 from lmsys_unsloth.evaluate.calibration import Floats, apply_temperature, fit_temperature, log_losses
@@ -54,13 +53,13 @@ def require_labels(config: EvalConfig, rows: Sequence[Comparison]) -> None:
 
 
 def adjust_out_of_fold(
-    predicted: Predictions, rows: Sequence[Comparison], form: Floats | None = None, *, seed: int = 0
+    predicted: Predictions, features: Floats, form: Floats | None = None, *, seed: int = 0
 ) -> Adjusted:
     """Adjust predictions with what the labels of the other folds say; within one fold, of other prompts.
 
     Args:
         predicted: the model's own probabilities.
-        rows: the same rows, in the same order.
+        features: ``[n, features]`` of ``baselines.features`` for the same rows.
         form: ``[n, 3]`` predictions of a regression on form that was fitted on none of these rows. None: it
             is fitted out of fold like the rest.
         seed: seed of the division into parts within one fold.
@@ -74,14 +73,13 @@ def adjust_out_of_fold(
     if len(np.unique(part[predicted.labelled])) < 2:
         return {}
     probabilities = predicted.probabilities.astype(np.float64)
-    features = baselines.features(rows)
     return adjust_parts(probabilities, predicted.labels, part, cluster, features, form)
 
 
-def apply(calibration: Calibration, members: Sequence[Predictions], rows: Sequence[Comparison]) -> Adjusted:
+def apply(calibration: Calibration, members: Sequence[Predictions], features: Floats) -> Adjusted:
     """Adjust the predictions of several models for rows that the calibration was not fitted on."""
     probabilities = [member.probabilities.astype(np.float64) for member in members]
-    return calibration.adjust(probabilities, baselines.features(rows))
+    return calibration.adjust(probabilities, features)
 
 
 def choose(predicted: Predictions, candidates: Adjusted, config: EvalConfig) -> tuple[Predictions, Method]:

@@ -50,15 +50,18 @@ def report_scoring(
     """
     rows = [row.comparison for row in prepared.scored]
     prior = regression = form = None
-    if prepared.baseline_rows:
+    candidates: Adjusted = {}
+    needed = calibration is not None or predicted.labelled.any()
+    features = baselines.features(rows if needed else [])
+    if prepared.baseline_rows and needed:
         labels = predictions.label_array(prepared.baseline_rows)
         prior = baselines.class_prior(labels[labels != predictions.UNLABELLED])
         form = baselines.fit_form(baselines.features(prepared.baseline_rows), labels)
-        regression = form.predict(baselines.features(rows))
+        regression = form.predict(features)
     if calibration is not None:
-        candidates = adjustment.apply(calibration, [predicted], rows)
-    else:
-        candidates = adjustment.adjust_out_of_fold(predicted, rows, regression, seed=config.seed)
+        candidates = adjustment.apply(calibration, [predicted], features)
+    elif needed:
+        candidates = adjustment.adjust_out_of_fold(predicted, features, regression, seed=config.seed)
     trained = prepared.overlap is not None and prepared.overlap.scored != 0
     return report_results(
         run, config, predicted, rows, candidates=candidates, form=None if trained else form,

@@ -28,6 +28,7 @@ from lmsys_unsloth.evaluate.predictions import (
 
 N, FOLDS = 150, 3
 ROWS = simulate(N, 3, "short")
+FEATURES = baselines.features(ROWS)
 NEW = simulate(20, 4, "short")
 CALIBRATE, STACK = eval_config(calibrate="temperature"), eval_config(stack=True)
 
@@ -48,9 +49,8 @@ def test_the_labels_of_a_fold_do_not_change_its_own_adjusted_predictions() -> No
     first = predictions()
     in_fold = first.folds == 0
     labels = np.where(in_fold, (first.labels + 1) % 3, first.labels)
-    rows = [dataclasses.replace(row, label=int(k)) for row, k in zip(ROWS, labels, strict=True)]
-    before = adjustment.adjust_out_of_fold(first, ROWS)
-    after = adjustment.adjust_out_of_fold(predictions(labels=labels), rows)
+    before = adjustment.adjust_out_of_fold(first, FEATURES)
+    after = adjustment.adjust_out_of_fold(predictions(labels=labels), FEATURES)
     for config in (CALIBRATE, STACK):
         kept, _ = adjustment.choose(first, before, config)
         changed, _ = adjustment.choose(first, after, config)
@@ -63,14 +63,14 @@ def test_rows_of_one_prompt_are_adjusted_together() -> None:
     groups = [str(k // 5) for k in range(N)]
     grouped = dataclasses.replace(one_fold, extra={"group": groups})
     labels = np.where(np.arange(N) < 5, (grouped.labels + 1) % 3, grouped.labels)
-    before = adjustment.adjust_out_of_fold(grouped, ROWS)
-    after = adjustment.adjust_out_of_fold(dataclasses.replace(grouped, labels=labels), ROWS)
+    before = adjustment.adjust_out_of_fold(grouped, FEATURES)
+    after = adjustment.adjust_out_of_fold(dataclasses.replace(grouped, labels=labels), FEATURES)
     np.testing.assert_array_equal(before["stack"][:5], after["stack"][:5])
 
 
 def test_raw_probabilities_are_kept_and_restored(tmp_path: Path) -> None:
     raw = predictions()
-    final, method = adjustment.choose(raw, adjustment.adjust_out_of_fold(raw, ROWS), STACK)
+    final, method = adjustment.choose(raw, adjustment.adjust_out_of_fold(raw, FEATURES), STACK)
     assert method == "stack" and np.abs(final.probabilities - raw.probabilities).max() > 0.01
     write_predictions(tmp_path / "p.parquet", final)
     stored = read_predictions(tmp_path / "p.parquet")
@@ -82,7 +82,7 @@ def test_raw_probabilities_are_kept_and_restored(tmp_path: Path) -> None:
 
 def test_one_group_of_prompts_leaves_the_predictions_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
     raw = dataclasses.replace(predictions(), folds=np.zeros(N, np.int64), extra={"group": ["x"] * N})
-    candidates = adjustment.adjust_out_of_fold(raw, ROWS)
+    candidates = adjustment.adjust_out_of_fold(raw, FEATURES)
     final, method = adjustment.choose(raw, candidates, CALIBRATE)
     assert (candidates, method) == ({}, "none") and final is raw
     assert "eval.calibrate=temperature has no effect" in caplog.text
@@ -92,7 +92,7 @@ def test_one_group_of_prompts_leaves_the_predictions_as_they_are(caplog: pytest.
 def test_every_method_is_compared_with_raw_predictions_and_with_the_regression() -> None:
     raw = predictions()
     form = baselines.cross_validate(ROWS, raw.folds)
-    scores = adjustment.compare(raw, adjustment.adjust_out_of_fold(raw, ROWS), form)
+    scores = adjustment.compare(raw, adjustment.adjust_out_of_fold(raw, FEATURES), form)
     assert list(scores) == ["raw", "temperature", "stack"] and scores["raw"].against_raw is None
     pair = scores["temperature"].against_raw
     assert pair is not None and pair.difference_ci is not None
@@ -112,7 +112,9 @@ def make_run(path: Path, fold: int, method: str = "none") -> Run:
     form = regression.predict(baselines.features(rows))
     raw = adjustment.with_form(own, form)
     config = eval_config(calibrate=method)
-    final, _ = adjustment.choose(raw, adjustment.adjust_out_of_fold(raw, rows, form), config)
+    final, _ = adjustment.choose(
+        raw, adjustment.adjust_out_of_fold(raw, baselines.features(rows), form), config
+    )
     run.data.write_text(json.dumps({"fingerprint": "data"}))
     write_predictions(run.predictions, final)
     adjustment.save_calibration(run, adjustment.fit_calibration([raw], [regression]), raw, config)
@@ -131,7 +133,7 @@ def test_new_rows_get_the_temperature_of_all_out_of_fold_predictions(tmp_path: P
         dataclasses.replace(predictions(NEW), probabilities=np.tile(p, (20, 1)))
         for p in np.eye(3) * 0.4 + 0.2
     ]
-    adjusted = adjustment.apply(calibration, members, NEW)
+    adjusted = adjustment.apply(calibration, members, baselines.features(NEW))
     np.testing.assert_allclose(
         adjusted["temperature"],
         np.mean([apply_temperature(m.probabilities, expected) for m in members], axis=0),
