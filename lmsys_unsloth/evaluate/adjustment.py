@@ -18,6 +18,7 @@ from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.evaluate.baselines import Regression
 from lmsys_unsloth.evaluate.bootstrap import PairedDifference, cluster_numbers, paired_bootstrap, random_parts
 from lmsys_unsloth.evaluate.calibration import Floats, apply_temperature, fit_temperature, log_losses
+from lmsys_unsloth.evaluate.metrics import checked_probabilities
 from lmsys_unsloth.evaluate.predictions import (
     FORM_COLUMNS,
     Predictions,
@@ -66,19 +67,22 @@ def adjust_out_of_fold(
 
     Returns:
         Empty when all labelled rows belong to one part.
+
+    Raises:
+        UserError: a row of probabilities is not a distribution.
     """
     cluster = cluster_numbers(predicted.groups, len(predicted))
     several = len(np.unique(predicted.folds[predicted.labelled])) > 1
     part = predicted.folds if several else random_parts(cluster, seed)
     if len(np.unique(part[predicted.labelled])) < 2:
         return {}
-    probabilities = predicted.probabilities.astype(np.float64)
+    probabilities = checked_probabilities(predicted.probabilities)
     return adjust_parts(probabilities, predicted.labels, part, cluster, features, form)
 
 
 def apply(calibration: Calibration, members: Sequence[Predictions], features: Floats) -> Adjusted:
     """Adjust the predictions of several models for rows that the calibration was not fitted on."""
-    probabilities = [member.probabilities.astype(np.float64) for member in members]
+    probabilities = [checked_probabilities(member.probabilities) for member in members]
     return calibration.adjust(probabilities, features)
 
 

@@ -212,3 +212,9 @@ def test_rows_without_labels_have_nothing_to_fit_on() -> None:
         adjustment.require_labels(STACK, unlabelled)
     adjustment.require_labels(STACK, NEW)
     adjustment.require_labels(eval_config(), unlabelled)
+
+
+def test_probabilities_that_are_no_numbers_are_refused() -> None:
+    broken = dataclasses.replace(predictions(), probabilities=np.full((N, 3), np.nan, np.float32))
+    with pytest.raises(UserError, match="are not finite"):
+        adjustment.adjust_out_of_fold(broken, FEATURES)
