@@ -3,6 +3,7 @@
 python eval.py run=RUN                           # exactly as the run was configured
 python eval.py run=RUN data.path=test.csv        # other rows; unlabelled ones give submission.csv
 python eval.py runs=[RUN0,RUN1]                  # merge folds into a cross-validation, average models
+python eval.py runs=[RUN0,RUN1] data.path=test.csv eval.stack=true     # average, calibrated and stacked
 python eval.py model=llama3 prompt=v1 data=lmsys data.path=train.csv   # zero-shot
 """
 

@@ -82,7 +82,7 @@ def this_project(options: argparse.Namespace) -> float:
     """Measure the seconds of training or scoring with this project."""
     from lmsys_unsloth.config.run_directory import Run
     from lmsys_unsloth.evaluate import scoring
-    from lmsys_unsloth.model import loading, parity
+    from lmsys_unsloth.model import loading, parity, trained_weights
     from lmsys_unsloth.model.answer_head import attach_head
     from lmsys_unsloth.report.tracking import NoTracker
     from lmsys_unsloth.train import training
@@ -90,7 +90,7 @@ def this_project(options: argparse.Namespace) -> float:
     config = settings(options)
     tokenizer, encoder, rows = encoded_rows(options, config)
     model = loading.load_model(config.model, config.train)
-    model = loading.make_trainable(model, config.lora, config.train, seed=0)
+    model = trained_weights.make_trainable(model, config.lora, config.train, seed=0)
     attach_head(model, config.head, encoder.answer_ids)
     if options.job == "eval":
         started = time.perf_counter()
@@ -108,7 +108,7 @@ def this_project(options: argparse.Namespace) -> float:
 
 def stock(options: argparse.Namespace) -> float:
     """Measure the seconds of the same job with unsloth's model and trl's unmodified trainer."""
-    from lmsys_unsloth.model import loading
+    from lmsys_unsloth.model import loading, trained_weights
     from lmsys_unsloth.model.unsloth_import import import_unsloth
 
     import_unsloth()
@@ -120,7 +120,7 @@ def stock(options: argparse.Namespace) -> float:
     tokenizer, encoder, rows = encoded_rows(options, config)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = loading.load_model(config.model.model_copy(update={"resident": "4bit"}))
-    model = loading.make_trainable(model, config.lora, config.train, seed=0)
+    model = trained_weights.make_trainable(model, config.lora, config.train, seed=0)
     if options.job == "eval":
         return _stock_scoring(model, rows, encoder.answer_ids, tokenizer.pad_token_id)
     ids = [row.input_ids.tolist() for row in rows]

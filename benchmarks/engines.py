@@ -86,7 +86,7 @@ def load(folder: Path, name: str, rank: int, checkpoint: str = "none") -> tuple[
     """Load a 4-bit model with adapters through this project's loader, and its tokenizer."""
     from factories import head_config, lora_config, model_config, train_config
 
-    from lmsys_unsloth.model import loading
+    from lmsys_unsloth.model import loading, trained_weights
     from lmsys_unsloth.model.answer_head import attach_head
 
     architecture = SHAPES[name]["architecture"]
@@ -97,7 +97,7 @@ def load(folder: Path, name: str, rank: int, checkpoint: str = "none") -> tuple[
     train = train_config(fast=checkpoint == "none", checkpoint=checkpoint)
     lora = lora_config(r=rank, alpha=float(rank), dropout=0.0, target_modules=LINEAR)
     tokenizer = loading.load_tokenizer(config)
-    model = loading.make_trainable(loading.load_model(config, train), lora, train, seed=0)
+    model = trained_weights.make_trainable(loading.load_model(config, train), lora, train, seed=0)
     attach_head(model, head_config(), ANSWERS)
     return model, tokenizer
 

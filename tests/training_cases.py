@@ -13,7 +13,7 @@ from factories import head_config, lora_config, model_config, train_config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.model import loading
+from lmsys_unsloth.model import loading, trained_weights
 from lmsys_unsloth.model.answer_head import attach_head
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import EncodedRow
@@ -45,7 +45,7 @@ def with_head(model: Any, kind: str = "lm", answer_ids: AnswerIds = ANSWER_IDS) 
 
 def adapted(folder: Path, *, load_in_4bit: bool = False, kind: str = "lm") -> Any:
     model = loading.load_model(model_config(folder, load_in_4bit=load_in_4bit))
-    return with_head(loading.make_trainable(model, LORA, TRAIN, seed=1), kind)
+    return with_head(trained_weights.make_trainable(model, LORA, TRAIN, seed=1), kind)
 
 
 def fit(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lmsys_unsloth.cli.arguments import Member
+from lmsys_unsloth.cli.members import compare_averages, predict_all, require_adapters, require_averageable
 from lmsys_unsloth.cli.prepare import prepare_scoring
 from lmsys_unsloth.config.checks import TRAINED_HEADS
 from lmsys_unsloth.config.parsing import Config
@@ -25,12 +26,15 @@ from lmsys_unsloth.data.selection import (
     select_for_trained,
     select_for_untrained,
 )
-from lmsys_unsloth.evaluate import averaging, baselines, cross_validation, predictions
-from lmsys_unsloth.evaluate.predictions import Predictions
+from lmsys_unsloth.evaluate import adjustment, averaging, baselines, cross_validation, predictions
+from lmsys_unsloth.evaluate.adjustment import Adjusted
+from lmsys_unsloth.evaluate.baselines import Regression
+from lmsys_unsloth.evaluate.calibration import Floats
+from lmsys_unsloth.evaluate.predictions import Predictions, form_columns
 from lmsys_unsloth.evaluate.scoring import predict_rows
-from lmsys_unsloth.model import loading
+from lmsys_unsloth.evaluate.stacking import Calibration
+from lmsys_unsloth.model import loading, trained_weights
 from lmsys_unsloth.model.answer_head import attach_head
-from lmsys_unsloth.prompting.prepared import Prepared
 from lmsys_unsloth.report.results import Outcome, report_results, report_scoring
 
 log = logging.getLogger(__name__)
@@ -43,6 +47,7 @@ def evaluate_untrained(config: Config, output: Run) -> Outcome:
             f"head.kind = {config.head.kind}: an untrained model has no trained head; leave it out (head=lm)"
         )
     selection = select_for_untrained(config, output)
+    adjustment.require_labels(config.eval, selection.rows)
     prepared = prepare_scoring(config, selection, output)
     model = loading.load_model(config.model)
     attach_head(model, config.head, prepared.encoder.answer_ids)
@@ -54,12 +59,26 @@ def evaluate_run(member: Member, output: Run) -> Outcome:
     """Score a trained run on rows that it was not trained on."""
     rows = load_rows(member.config.data, output)
     selection = select_for_trained(member.config, [member.run], rows, output)
+    calibration = _stored_calibration([member], rows, selection)
     prepared = prepare_scoring(member.config, selection, output)
-    model = loading.load_adapters(loading.load_model(member.config.model), member.run.adapter)
+    model = trained_weights.load_adapters(loading.load_model(member.config.model), member.run.adapter)
     attach_head(model, member.config.head, prepared.encoder.answer_ids, folder=member.run.adapter)
     predicted, speed = predict_rows(model, prepared, member.config)
     _compare_with_stored(predicted, member.run)
-    return report_scoring(output, member.config, prepared, predicted, speed)
+    return report_scoring(output, member.config, prepared, predicted, speed, calibration)
+
+
+def _stored_calibration(
+    members: Sequence[Member], rows: Sequence[Comparison], selection: Selection
+) -> Calibration | None:
+    """What the runs' own validation rows say about predictions of a new file; None if not asked for.
+
+    Also None for the data set that the runs were split from: there, predictions are adjusted out of fold.
+    """
+    config = members[0].config.eval
+    if adjustment.requested_method(config) == "none" or _are_split_from(members, rows):
+        return None
+    return adjustment.load_calibration([member.run for member in members], selection.rows, config)
 
 
 def evaluate_runs(members: Sequence[Member], output: Run) -> Outcome:
@@ -69,17 +88,39 @@ def evaluate_runs(members: Sequence[Member], output: Run) -> Outcome:
     the same fold are averaged; stored predictions are used unless ``eval.*`` asks for others. Over any other
     file, all runs predict every row that none of them was trained on, and are averaged.
 
+    With ``eval.average=weights``, their adapters are averaged instead and written to ``output.adapter``.
+
     Raises:
-        UserError: the file is the data set of some of the runs only.
+        UserError: the file is the data set of some of the runs only, or the adapters can't be averaged.
     """
     config = members[0].config
     rows = load_rows(config.data, output)
+    weights = config.eval.average == "weights"
+    if weights:
+        require_averageable(members, own=_are_split_from(members, rows))
     if config.eval.trained_rows == "exclude" and _are_split_from(members, rows):
         return _merge_folds(members, rows, output)
     selection = select_for_trained(config, [member.run for member in members], rows, output)
-    parts = _predict_all(members, [selection] * len(members), output)
+    calibration = _stored_calibration(members, rows, selection)
+    compared = None
+    if weights:
+        trained_weights.average_adapters([member.run.adapter for member in members], output.adapter)
+        averaged = dataclasses.replace(members[0], run=output)
+        parts = predict_all([averaged], [selection], output)
+        compared = compare_averages(members, selection, parts[0], output)
+    else:
+        parts = predict_all(members, [selection] * len(members), output)
     average = averaging.average(parts)
-    return report_results(output, config, average, selection.rows, trained_rows=selection.overlap)
+    candidates: Adjusted = {}
+    if calibration is not None:
+        candidates = adjustment.apply(calibration, parts, baselines.features(selection.rows))
+    elif average.labelled.any():
+        features = baselines.features(selection.rows)
+        candidates = adjustment.adjust_out_of_fold(average, features, seed=config.seed)
+    return report_results(
+        output, config, average, selection.rows, candidates=candidates, trained_rows=selection.overlap,
+        weight_average=compared,
+    )  # fmt: skip
 
 
 def _are_split_from(members: Sequence[Member], rows: Sequence[Comparison]) -> bool:
@@ -98,10 +139,10 @@ def _are_split_from(members: Sequence[Member], rows: Sequence[Comparison]) -> bo
 def _merge_folds(members: Sequence[Member], rows: Sequence[Comparison], output: Run) -> Outcome:
     config = members[0].config
     again = [member for member in members if not _stored_predictions_hold(member)]
-    _require_adapters(again)
+    require_adapters(again)
     selections = [select_for_trained(m.config, [m.run], rows, output) for m in again]
-    fresh = dict(zip((m.run.path for m in again), _predict_all(again, selections, output), strict=True))
-    parts = [fresh.get(m.run.path) or predictions.read_predictions(m.run.predictions) for m in members]
+    fresh = dict(zip((m.run.path for m in again), predict_all(again, selections, output), strict=True))
+    parts = [fresh.get(m.run.path) or _stored_predictions(m.run) for m in members]
     overlaps = [selection.overlap.scored for selection in selections if selection.overlap is not None]
     overlaps += [m.run.trained_rows_scored() for m in members if m not in again]
     merged = cross_validation.merge_runs(
@@ -113,15 +154,25 @@ def _merge_folds(members: Sequence[Member], rows: Sequence[Comparison], output: 
         {"fingerprint": rows_fingerprint(rows), "runs": merged.members, "weights": merged.weights},
     )
     by_id = {row.id: row for row in rows}
-    scored = [by_id[row_id] for row_id in merged.predictions.ids]
-    folds = merged.predictions.folds
+    predicted = merged.predictions
+    scored = [by_id[row_id] for row_id in predicted.ids]
+    features = baselines.features(scored)
+    if len(np.unique(predicted.folds)) > 1:
+        regression: Floats | None = baselines.predict_parts(features, predicted.labels, predicted.folds)
+        form: Regression | None = baselines.fit_form(features, predicted.labels)
+        independent: Floats | None = None  # that of one fold was fitted on the labels of the others
+    else:
+        independent = regression = form_columns(predicted)
+        form = None
     return report_results(
         output,
         config,
-        merged.predictions,
+        predicted,
         scored,
+        candidates=adjustment.adjust_out_of_fold(predicted, features, independent, seed=config.seed),
+        form=None if any(count != 0 for count in overlaps) else form,
         train_prior=merged.train_prior,
-        baseline_probabilities=baselines.cross_validate(scored, folds) if len(np.unique(folds)) > 1 else None,
+        baseline_probabilities=regression,
         trained_rows=_sum_overlaps(overlaps),
         runs_compared=cross_validation.compare_models(merged, seed=config.seed),
     )
@@ -133,15 +184,6 @@ def _sum_overlaps(scored: Sequence[int | None]) -> Overlap | None:
     if len(known) < len(scored):
         return Overlap(left_out=0, scored=None)
     return Overlap(left_out=0, scored=sum(known)) if sum(known) else None
-
-
-def _require_adapters(members: Sequence[Member]) -> None:
-    missing = [str(m.run.path) for m in members if not m.run.adapter.is_dir()]
-    if missing:
-        raise UserError(
-            f"{', '.join(missing)}: has no adapters, so its rows can't be scored again as eval.* asks.\n"
-            "  Name the run directories that train.py made, or leave eval.* out to use stored predictions."
-        )
 
 
 def _stored_predictions_hold(member: Member) -> bool:
@@ -161,42 +203,16 @@ def _stored_predictions_hold(member: Member) -> bool:
     )
 
 
-def _predict_all(
-    members: Sequence[Member], selections: Sequence[Selection], output: Run
-) -> list[Predictions]:
-    """Predict each member's selection; every base model is loaded once and every selection encoded once."""
-    found: dict[int, Predictions] = {}
-    prepared: dict[tuple[str, int], Prepared] = {}
-    by_model: dict[str, list[int]] = {}
-    for index, member in enumerate(members):
-        by_model.setdefault(_key(member.config, "model"), []).append(index)
-    for indices in by_model.values():
-        base = None
-        for index in indices:
-            member, selection = members[index], selections[index]
-            key = _key(member.config, "model", "prompt"), id(selection)
-            if key not in prepared:
-                prepared[key] = prepare_scoring(member.config, selection, output)
-            if base is None:
-                base = loading.load_model(member.config.model)
-            adapted = loading.load_adapters(base, member.run.adapter)
-            answer_ids = prepared[key].encoder.answer_ids
-            attach_head(adapted, member.config.head, answer_ids, folder=member.run.adapter)
-            found[index], _ = predict_rows(adapted, prepared[key], member.config)
-            base = loading.remove_adapters(adapted)
-            del adapted  # it would keep this base model in memory while another is loaded
-    return [found[index] for index in range(len(members))]
-
-
-def _key(config: Config, *sections: str) -> str:
-    return json.dumps(config.model_dump(mode="json", include=set(sections)), sort_keys=True)
+def _stored_predictions(run: Run) -> Predictions:
+    """The model's own probabilities that a run stored, before any calibration."""
+    return predictions.unadjusted(predictions.read_predictions(run.predictions))
 
 
 def _compare_with_stored(predicted: Predictions, trained: Run) -> None:
     """Log how far the new probabilities are from those that the run stored for the same rows."""
     if not trained.predictions.is_file():
         return
-    stored = predictions.read_predictions(trained.predictions)
+    stored = _stored_predictions(trained)
     if list(stored.ids) != list(predicted.ids):
         return
     largest = float(np.abs(stored.probabilities - predicted.probabilities).max())

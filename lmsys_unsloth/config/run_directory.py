@@ -67,6 +67,8 @@ class Run:
     """Folder of LoRA adapters in PEFT's format, or of fully trained weights."""
     predictions = _Inside("predictions.parquet")
     """Probabilities of the scored rows."""
+    calibration = _Inside("calibration.json")
+    """Temperature and stack fitted on ``predictions``, for later predictions of other rows."""
     submission = _Inside("submission.csv")
     """Probabilities in Kaggle's submission format."""
     metrics = _Inside("metrics.json")
@@ -112,6 +114,10 @@ class Run:
     def data_description(self) -> dict[str, Any]:
         """Return ``data.json``; empty if the run has none."""
         return _read_json(self.data)
+
+    def calibration_description(self) -> dict[str, Any]:
+        """Return ``calibration.json``; empty if the run has none."""
+        return _read_json(self.calibration)
 
     def environment_description(self) -> dict[str, Any]:
         """Return ``env.json``; empty if the run has none."""

@@ -179,13 +179,15 @@ class EvalConfig(Section):
     """What to do with rows that the run was trained on. ``exclude``: leave them out and report their number.
     ``include``: score them like all others."""
     calibrate: Literal["none", "temperature"]
-    """Divide the logits by a temperature that was fitted on validation rows (of other folds, where they are
-    the scored ones)."""
+    """``temperature``: divide the logits by a number fitted on other validation rows than the scored ones
+    (other folds or prompts). For new rows, it is fitted on all validation rows of ``run`` or ``runs``."""
     stack: bool
-    """Predict by a regression on the model's log-probabilities and the form of the responses, fitted like
-    ``calibrate`` and applied before it."""
+    """Predict by a regression on the log-probabilities of the model, with its temperature, and of logistic
+    regression on the form of the responses, fitted on the same rows as the temperature. It includes
+    ``calibrate: temperature``."""
     average: Literal["probabilities", "weights"]
-    """How ``runs=[…]`` are averaged on a new file: their probabilities, or their adapters."""
+    """How ``runs=[…]`` are averaged on a new file: their probabilities, or the weight updates of their
+    adapters, which is as fast to score as one run; both are compared on the first rows."""
     fit_weights: bool
     """When averaging ``runs=[…]`` over the same rows, fit the weights out of fold; false: equal weights."""
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.evaluate.calibration import Floats, Ints
@@ -35,22 +37,88 @@ _EMPHASIS = ("**", "\n# ", "\n## ", "\n### ")
 _WORD = re.compile(r"\w+")
 
 
+@dataclass(frozen=True)
+class Regression:
+    """A fitted multinomial logistic regression as plain numbers, which JSON can hold."""
+
+    inputs: Sequence[str]
+    """Names of the inputs."""
+    mean: Sequence[float]
+    """``[inputs]``, subtracted from the inputs."""
+    scale: Sequence[float]
+    """``[inputs]``, by which the centred inputs are divided."""
+    outcomes: Sequence[int]
+    """Outcomes that occurred in the fitted rows; empty when fewer than two did."""
+    coefficients: Sequence[Sequence[float]]
+    """``[outcomes, inputs]``."""
+    intercept: Sequence[float]
+    """``[outcomes]``."""
+    prior: Sequence[float]
+    """``[3]`` class shares of the fitted rows; an outcome that did not occur always gets its share."""
+
+    def predict(self, inputs: Floats) -> Floats:
+        """Probabilities ``[n, 3]`` of rows with inputs ``[n, inputs]``."""
+        prior, seen = np.array(self.prior), list(self.outcomes)
+        probabilities = np.tile(prior, (len(inputs), 1))
+        if seen:
+            scaled = (inputs - np.array(self.mean)) / np.array(self.scale)
+            logits = scaled @ np.array(self.coefficients).T + np.array(self.intercept)
+            probabilities[:, seen] = softmax(logits, axis=1) * prior[seen].sum()
+        return probabilities
+
+
+def fit_regression(
+    inputs: Floats, labels: Ints, names: Sequence[str], *, strength: float, standardise: bool
+) -> Regression:
+    """Fit labels ``[n]`` by inputs ``[n, inputs]``, with the inverse L2 penalty ``strength``."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    prior, seen = class_prior(labels).tolist(), np.unique(labels).tolist()
+    mean, scale = np.zeros(len(names)), np.ones(len(names))
+    if len(seen) < 2:
+        return Regression(tuple(names), mean.tolist(), scale.tolist(), (), (), (), prior)
+    if standardise:
+        scaler = StandardScaler().fit(inputs)
+        mean, scale = scaler.mean_, scaler.scale_
+    model = LogisticRegression(C=strength, max_iter=1000).fit((inputs - mean) / scale, labels)
+    coefficients, intercept = model.coef_, model.intercept_
+    if len(seen) == 2:  # scikit-learn gives the logit of the second outcome only
+        coefficients = np.vstack([np.zeros_like(coefficients), coefficients])
+        intercept = np.concatenate([[0.0], intercept])
+    return Regression(
+        tuple(names), mean.tolist(), scale.tolist(), seen, coefficients.tolist(), intercept.tolist(), prior
+    )
+
+
+def fit_form(matrix: Floats, labels: Ints) -> Regression:
+    """Fit the labels ``[n]`` by features ``[n, features]``; unlabelled rows are left out."""
+    known = labels >= 0
+    return fit_regression(matrix[known], labels[known], FEATURES, strength=REGULARISATION, standardise=True)
+
+
 def logistic_regression(train: Sequence[Comparison], validation: Sequence[Comparison]) -> Floats:
     """Predict the validation rows ``[validation, 3]`` with a regression fitted on labelled training rows.
 
     Every row gets the class prior when the training rows have a single outcome or there are none.
     """
-    labels = label_array(train)
-    return _fit_and_predict(features(train)[labels >= 0], labels[labels >= 0], features(validation))
+    return fit_form(features(train), label_array(train)).predict(features(validation))
 
 
 def cross_validate(rows: Sequence[Comparison], folds: Sequence[int] | NDArray[Any]) -> Floats:
     """Predict each fold ``[rows, 3]`` with a logistic regression fitted on all other folds."""
-    folds, labels, matrix = np.asarray(folds), label_array(rows), features(rows)
-    probabilities = np.empty((len(rows), 3))
-    for fold in np.unique(folds):
-        train, held_out = (folds != fold) & (labels >= 0), folds == fold
-        probabilities[held_out] = _fit_and_predict(matrix[train], labels[train], matrix[held_out])
+    return predict_parts(features(rows), label_array(rows), np.asarray(folds))
+
+
+def predict_parts(matrix: Floats, labels: Ints, part: NDArray[Any]) -> Floats:
+    """Predict each part of the rows ``[n, 3]`` with the features and labels of all other parts.
+
+    ``part`` ``[n]`` is the number of each row's part.
+    """
+    probabilities = np.empty((len(labels), 3))
+    for held_out in np.unique(part):
+        inside = part == held_out
+        probabilities[inside] = fit_form(matrix[~inside], labels[~inside]).predict(matrix[inside])
     return probabilities
 
 
@@ -64,24 +132,6 @@ def class_prior(labels: NDArray[Any]) -> Floats:
     if (counts == 0).any():
         counts += 1
     return np.asarray(counts / counts.sum(), dtype=np.float64)
-
-
-def _fit_and_predict(train: Floats, labels: Ints, validation: Floats) -> Floats:
-    """Probabilities ``[rows, 3]`` of a regression on features ``[rows, features]``."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    prior = class_prior(labels)
-    probabilities = np.tile(prior, (len(validation), 1))
-    seen = np.unique(labels)
-    if len(seen) < 2 or not len(validation):
-        return probabilities
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=REGULARISATION, max_iter=1000))
-    model.fit(train, labels)
-    # An outcome without training rows keeps its share of the prior; the others share the rest.
-    probabilities[:, seen] = model.predict_proba(validation) * prior[seen].sum()
-    return probabilities
 
 
 def features(rows: Sequence[Comparison]) -> Floats:

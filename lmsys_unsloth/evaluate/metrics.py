@@ -26,7 +26,7 @@ from lmsys_unsloth.evaluate.bootstrap import (
     random_parts,
 )
 from lmsys_unsloth.evaluate.calibration import EPSILON, Floats, Ints, log_losses
-from lmsys_unsloth.evaluate.predictions import Predictions, swap_views
+from lmsys_unsloth.evaluate.predictions import Predictions, swap_views, unadjusted
 from lmsys_unsloth.evaluate.scores import (
     Baselines,
     FoldScore,
@@ -48,6 +48,7 @@ def compute_metrics(
     train_prior: NDArray[Any] | Sequence[float] | None = None,
     true_probabilities: NDArray[Any] | None = None,
     baseline_probabilities: NDArray[Any] | None = None,
+    raw_probabilities: NDArray[Any] | None = None,
     folds: Sequence[int] | NDArray[Any] | None = None,
     seed: int = 0,
 ) -> Metrics:
@@ -61,6 +62,7 @@ def compute_metrics(
             evaluated rows' own shares, the best constant prediction.
         true_probabilities: ``[n, 3]`` of simulated rows, from which the best possible log loss follows.
         baseline_probabilities: ``[n, 3]`` of ``baselines.logistic_regression`` on the same rows.
+        raw_probabilities: ``[n, 3]`` before calibration, for the temperature; None: ``probabilities``.
         folds: ``[n]`` fold of each row; several folds are also scored one by one.
         seed: seed of the bootstrap and of the parts on which the temperature is fitted.
 
@@ -98,7 +100,9 @@ def compute_metrics(
         baselines=baselines,
         class_prior_source="evaluated rows" if train_prior is None else "training rows",
         against_logistic_regression=difference,
-        scaling=_scale_temperature(p, y, parts),
+        scaling=_scale_temperature(
+            p if raw_probabilities is None else checked_probabilities(raw_probabilities), y, parts
+        ),
         best_possible=best_possible,
         expected_log_loss=expected,
         folds=by_fold,
@@ -129,6 +133,7 @@ def score_predictions(
         train_prior=train_prior,
         true_probabilities=None if true_probabilities is None else true_probabilities[known],
         baseline_probabilities=None if baseline_probabilities is None else baseline_probabilities[known],
+        raw_probabilities=unadjusted(rows).probabilities,
         folds=rows.folds,
         seed=seed,
     )

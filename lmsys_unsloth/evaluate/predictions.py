@@ -28,6 +28,12 @@ COLUMNS = ("id", "fold", *(f"p_{name}" for name in LABELS), "label")
 SWAP_COLUMNS = tuple(f"p_{view}_{name}" for view in ("forward", "swap") for name in LABELS)
 """Columns with the probabilities of both orders, forward and swapped; see :func:`with_swap`."""
 
+RAW_COLUMNS = tuple(f"p_raw_{name}" for name in LABELS)
+"""Columns with the model's own probabilities, present when ``p_*`` are calibrated or stacked."""
+
+FORM_COLUMNS = tuple(f"p_form_{name}" for name in LABELS)
+"""Columns with the predictions of the logistic regression on the form of the responses, if it was fitted."""
+
 SUBMISSION_COLUMNS = ("id", "winner_model_a", "winner_model_b", "winner_tie")
 """Columns of ``submission.csv``, as Kaggle expects them."""
 
@@ -40,7 +46,8 @@ class Predictions:
 
     ``extra`` holds further columns of the same length. Known names: ``group`` (rows that share a prompt),
     ``n_turns``, ``n_tokens``, ``share_cut`` (share of the conversation left out of the prompt), ``model_a``,
-    ``model_b``, ``identical_answers``, and :data:`SWAP_COLUMNS` for rows scored with swapped responses.
+    ``model_b``, ``identical_answers``, :data:`SWAP_COLUMNS` for rows scored with swapped responses,
+    :data:`RAW_COLUMNS` and :data:`FORM_COLUMNS`.
     """
 
     ids: Sequence[str]
@@ -158,6 +165,30 @@ def write_submission(path: Path, predictions: Predictions) -> None:
     table = pd.DataFrame(p / p.sum(axis=1, keepdims=True), list(predictions.ids), SUBMISSION_COLUMNS[1:])
     with replacing(path) as temporary:
         table.to_csv(temporary, index_label=SUBMISSION_COLUMNS[0], lineterminator="\n")
+
+
+def adjusted(predictions: Predictions, probabilities: NDArray[Any]) -> Predictions:
+    """Replace the probabilities by calibrated or stacked ones, and keep the model's own as RAW_COLUMNS."""
+    raw = predictions.probabilities.T
+    extra = {**predictions.extra, **dict(zip(RAW_COLUMNS, raw, strict=True))}
+    return dataclasses.replace(predictions, probabilities=probabilities.astype(np.float32), extra=extra)
+
+
+def unadjusted(predictions: Predictions) -> Predictions:
+    """The predictions with the model's own probabilities: the inverse of :func:`adjusted`."""
+    if RAW_COLUMNS[0] not in predictions.extra:
+        return predictions
+    raw = np.column_stack([predictions.extra[name] for name in RAW_COLUMNS]).astype(np.float32)
+    extra = {name: values for name, values in predictions.extra.items() if name not in RAW_COLUMNS}
+    return dataclasses.replace(predictions, probabilities=raw, extra=extra)
+
+
+def form_columns(predictions: Predictions) -> NDArray[np.float64] | None:
+    """Predictions ``[n, 3]`` of the regression on form, or None if a row has none."""
+    if any(name not in predictions.extra for name in FORM_COLUMNS):
+        return None
+    form = np.array([predictions.extra[name] for name in FORM_COLUMNS], dtype=np.float64).T
+    return None if np.isnan(form).any() else form
 
 
 def with_swap(

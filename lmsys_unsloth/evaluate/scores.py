@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from lmsys_unsloth.data.selection import Overlap
 from lmsys_unsloth.evaluate.bootstrap import Interval, PairedDifference
@@ -34,12 +35,23 @@ class Baselines:
 
 @dataclass(frozen=True, slots=True)
 class TemperatureScaling:
-    """Effect of dividing the logits by a fitted temperature."""
+    """Effect of dividing the model's own logits by a fitted temperature."""
 
     temperature: float
     """Fitted on all evaluated rows, for later predictions."""
     log_loss_after_temperature: float
     """Out of fold: the temperature of each row is fitted on other rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdjustedScore:
+    """Log loss of raw, calibrated or stacked predictions, fitted on other rows than they are scored on."""
+
+    log_loss: float
+    against_raw: PairedDifference | None
+    """None for the raw predictions themselves."""
+    against_logistic_regression: PairedDifference | None
+    """None where no regression was fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +142,17 @@ class ModelScore:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightAverage:
+    """How far a model with averaged adapters is from the average of the models' predictions."""
+
+    runs: int
+    rows: int
+    """Number of compared rows."""
+    mean_distance: float
+    """Mean total variation distance of the two predictions of a row."""
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """Everything that is known about a set of predictions; a part that does not apply is None or empty."""
 
@@ -140,11 +163,16 @@ class Metrics:
     scoring: ScoringSpeed | None = None
     trained_rows: Overlap | None = None
     runs_compared: tuple[ModelScore, ...] = ()
+    adjustment: Literal["none", "temperature", "stack"] = "none"
+    """How the scored predictions were adjusted."""
+    adjusted: Mapping[str, AdjustedScore] = field(default_factory=dict)
+    """Scores by ``raw``, ``temperature`` and ``stack``, as far as these could be fitted."""
+    weight_average: WeightAverage | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Content of ``metrics.json``: the fields of the score at the top level, without empty parts."""
         values = dataclasses.asdict(self)
         values |= values.pop("score") or {}
         values |= values.pop("scaling", None) or {}
-        present = {name: value for name, value in values.items() if value not in (None, ())}
+        present = {name: value for name, value in values.items() if value not in (None, (), {})}
         return {"version": VERSION, **_UNSCORED, **present}

@@ -9,29 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import nn
 
-from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
+from lmsys_unsloth.config.schema import ModelConfig, TrainConfig
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.core.files import replacing_folder
 from lmsys_unsloth.model import memory, smollm2
-from lmsys_unsloth.model.answer_head import answer_head
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, compute_dtype
 from lmsys_unsloth.model.layers import Kernels
-from lmsys_unsloth.model.trained_weights import (
-    copy_weights,
-    read_weights,
-    save_weights,
-    trained_weights,
-)
 from lmsys_unsloth.model.unsloth_import import import_unsloth, output_to_log
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-_ADAPTERS, _FULL_WEIGHTS = "adapter_model.safetensors", "weights.safetensors"
-"""Names of adapters, as PEFT calls them, and of fully trained weights in a run's ``adapter`` folder."""
 
 _TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "chat_template*", "config.json"]
 _WEIGHT_FILES = [*_TOKENIZER_FILES, "*.safetensors", "*.safetensors.index.json", "generation_config.json"]
@@ -112,7 +100,7 @@ def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Modu
             max_seq_length=config.max_seq_length,
             dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
             load_in_4bit=config.load_in_4bit,
-            use_gradient_checkpointing=_unsloth_checkpointing(train),
+            use_gradient_checkpointing=unsloth_checkpointing(train),
             trust_remote_code=False,
             **options,
         )
@@ -145,7 +133,7 @@ def make_resident(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -
     return len(quantised)
 
 
-def _unsloth_checkpointing(train: TrainConfig | None) -> str | bool:
+def unsloth_checkpointing(train: TrainConfig | None) -> str | bool:
     """unsloth checkpoints layers for the reference decoder only; the fast one does so by itself."""
     return "unsloth" if train is not None and not train.fast and train.checkpoint == "all" else False
 
@@ -160,116 +148,3 @@ def make_decoder(model: nn.Module, *, fast: bool) -> Decoder:
     from unsloth.kernels import fast_rms_layernorm
 
     return FastDecoder(model, Kernels(fast_rms_layernorm))
-
-
-def make_trainable(model: nn.Module, config: LoraConfig, train: TrainConfig, *, seed: int) -> nn.Module:
-    """Add new LoRA adapters, or for ``lora.kind=full`` make the linear layers themselves trainable.
-
-    Raises:
-        UserError: ``lora.first_layer`` is above the model's last layer.
-    """
-    depth = cast(Any, model).config.num_hidden_layers
-    if config.first_layer >= depth:
-        raise UserError(
-            f"lora.first_layer = {config.first_layer}: the model has {depth} layers, "
-            "so nothing would be trained.\n"
-            f"  Choose 0 to {depth - 1}."
-        )
-    if config.kind == "full":
-        return _train_all_weights(model, config)
-    return cast(nn.Module, _add_adapters(model, config, train, seed))
-
-
-def _train_all_weights(model: nn.Module, config: LoraConfig) -> nn.Module:
-    """Train the target linear layers from ``first_layer`` on, in float32; everything else is frozen.
-
-    In bfloat16, updates smaller than 1/256 of a weight would be rounded away.
-    """
-    model.requires_grad_(False)
-    for layer in cast(Any, model).model.layers[config.first_layer :]:
-        for name, module in layer.named_modules():
-            if name.rpartition(".")[2] in config.target_modules:
-                module.weight = nn.Parameter(module.weight.detach().float())
-    return model
-
-
-def _add_adapters(model: nn.Module, config: LoraConfig, train: TrainConfig, seed: int) -> PeftModel:
-    unsloth, depth = import_unsloth(), cast(Any, model).config.num_hidden_layers
-    with output_to_log():
-        adapted = unsloth.FastLanguageModel.get_peft_model(
-            model,
-            r=config.r,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=list(config.target_modules),
-            layers_to_transform=list(range(config.first_layer, depth)) if config.first_layer else None,
-            use_rslora=config.use_rslora,
-            use_dora=config.use_dora,
-            bias="none",
-            use_gradient_checkpointing=_unsloth_checkpointing(train),
-            random_state=seed,
-        )
-    return cast("PeftModel", adapted)
-
-
-def load_adapters(model: nn.Module, folder: Path) -> nn.Module:
-    """Load trained adapters, or fully trained weights, onto the base model that they were trained on.
-
-    Raises:
-        UserError: the folder holds neither in safetensors format.
-    """
-    from peft import PeftModel
-
-    if (folder / _FULL_WEIGHTS).is_file():
-        stored = read_weights(folder / _FULL_WEIGHTS)
-        named = {name: p for name, p in model.named_parameters() if name in stored}
-        copy_weights(named, stored, folder / _FULL_WEIGHTS)
-        return model.eval()
-    if not (folder / _ADAPTERS).is_file():
-        raise UserError(
-            f"{folder}: holds no {_ADAPTERS}, so the run has not finished training.\n"
-            f"  Resume it: python train.py resume={folder.parent}"
-        )
-    adapted = PeftModel.from_pretrained(model, folder, is_trainable=False)
-    return cast(nn.Module, adapted.eval())
-
-
-def continue_from(model: nn.Module, folder: Path) -> None:
-    """Copy the trained weights of an earlier run into those of ``model``, which trains on from there.
-
-    Raises:
-        UserError: the weights are missing, or are those of another model or other LoRA settings.
-    """
-    from peft import get_peft_model_state_dict
-
-    if hasattr(model, "peft_config"):
-        file = folder / _ADAPTERS
-        target = get_peft_model_state_dict(model, save_embedding_layers=False)  # shares the weights' memory
-    else:
-        file, target = folder / _FULL_WEIGHTS, trained_weights(model)
-    copy_weights(target, read_weights(file), file)
-
-
-def remove_adapters(model: nn.Module) -> nn.Module | None:
-    """Discard the adapters that :func:`load_adapters` loaded and return the base model, ready for others.
-
-    None if the base model's own weights were replaced, so that it has to be loaded again.
-    """
-    return cast(nn.Module, cast(Any, model).unload()) if hasattr(model, "peft_config") else None
-
-
-def save_adapters(model: nn.Module, folder: Path, config: ModelConfig) -> None:
-    """Write adapters in PEFT's format and the head, atomically, naming the base model and no local path.
-
-    Fully trained weights are written in the dtype that the model computes in.
-    """
-    with replacing_folder(folder) as work:
-        answer_head(model).save(work)
-        if not hasattr(model, "peft_config"):
-            layers = {name: w for name, w in trained_weights(model).items() if ".layers." in name}
-            save_weights(layers, work / _FULL_WEIGHTS, compute_dtype(model))
-            return
-        adapted = cast(Any, model)
-        adapted.peft_config["default"].base_model_name_or_path = config.repo or config.name
-        # Embeddings are never trained; "auto" would ask the hub whether they changed.
-        adapted.save_pretrained(work, safe_serialization=True, save_embedding_layers=False)

@@ -4,49 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from lmsys_unsloth.evaluate.bootstrap import Interval
 from lmsys_unsloth.evaluate.scores import Metrics, Score
+from lmsys_unsloth.report import adjustment_findings
+from lmsys_unsloth.report.finding import FEW_PROMPTS, LARGE_DIFFERENCE, Finding, Tone, between
 from lmsys_unsloth.report.slices import OTHER_PAIRS, TRUNCATED, Slice
 
-Tone = Literal["plain", "good", "bad"]
 Slices = Mapping[str, Sequence[Slice]]
 """Slices of the rows by the title of their table."""
-
-NOTABLE_TEMPERATURE = 1.1
-"""Temperatures from here on, and below 1 / this, are called over- and underconfident."""
-
-FEW_PROMPTS = 30
-"""With fewer prompts, a bootstrap interval is unreliable, and on average too narrow."""
-
-NOTABLE_GAIN = 0.0005
-"""Smallest decrease in log loss for which temperature scaling is said to have an effect."""
-
-LARGE_DIFFERENCE = 0.02
-"""Differences in log loss, and margins of error, above this need attention."""
 
 NOTABLE_BIAS, NOTABLE_FLIPS = 0.03, 0.1
 """Gain in probability by position, and share of changed outcomes, above which the order matters too much."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A statement about the metrics; readers must not overlook a ``bad`` one."""
-
-    text: str
-    tone: Tone = "plain"
-    suggestion: str | None = None
-    """What to do about it."""
-
-
 def headline(metrics: Metrics) -> str:
     """State the score in one line: ``log loss 0.930 ± 0.012, 0.168 better than the class prior``."""
     score, overlap = metrics.score, training_overlap(metrics)
+    adjusted = {"none": "", "temperature": " (calibrated)", "stack": " (stacked)"}[metrics.adjustment]
     if score is None:
-        return "no labelled rows: predictions only"
-    margin = "" if score.margin is None else f" ± {score.margin:.3f}"
+        return f"no labelled rows: predictions only{adjusted}"
+    margin = ("" if score.margin is None else f" ± {score.margin:.3f}") + adjusted
     gain = score.baselines.class_prior - score.log_loss
     verdict = f"{abs(gain):.3f} {'better' if gain >= 0 else 'worse'} than the class prior"
     return f"log loss {score.log_loss:.3f}{margin}, {verdict}" + ("" if overlap is None else f"; {overlap}")
@@ -71,6 +48,7 @@ def list_findings(
     if score is None:
         return [
             *warnings,
+            *adjustment_findings.describe_averaged_adapters(metrics),
             Finding(
                 "No row has a known outcome, so nothing could be scored; the predictions are below.",
                 suggestion="To measure the quality of the predictions, score rows with known outcomes "
@@ -81,7 +59,9 @@ def list_findings(
         _compare_with_prior(score),
         *_compare_with_others(score),
         *_describe_rows(metrics, score),
-        *_describe_probabilities(metrics, score),
+        *adjustment_findings.describe_adjustments(metrics, score),
+        *adjustment_findings.describe_averaged_adapters(metrics),
+        *_describe_swap(metrics, score),
         *_describe_slices(score, slices or {}),
     ]
     if overlap is None:
@@ -102,7 +82,7 @@ def _compare_with_prior(score: Score) -> Finding:
     verdict = {"good": "clearly better than", "bad": "worse than", "plain": "better than"}[tone]
     prompts = f" with {score.n_groups:,} prompts" if score.n_groups != score.n else ""
     text = (
-        f"The log loss is {score.log_loss:.3f}{_between(interval)} on {score.n:,} rows{prompts}, {verdict} "
+        f"The log loss is {score.log_loss:.3f}{between(interval)} on {score.n:,} rows{prompts}, {verdict} "
         f"the class prior ({prior:.3f})."
     )
     if few:
@@ -124,7 +104,7 @@ def _compare_with_others(score: Score) -> Iterator[Finding]:
     if regression is not None and pair is not None:
         model = f"a logistic regression on length, lists, code and similarity ({regression:.3f})"
         if pair.difference >= 0:
-            gap = f"{pair.difference:.3f}{_between(pair.difference_ci)}"
+            gap = f"{pair.difference:.3f}{between(pair.difference_ci)}"
             tip = "Train on more rows, for longer, or with a larger model: form alone predicts better."
             yield Finding(
                 f"It loses to {model} by {gap}: form alone predicts no worse.",
@@ -135,7 +115,7 @@ def _compare_with_others(score: Score) -> Iterator[Finding]:
             gain = (-pair.difference_ci[1], -pair.difference_ci[0]) if pair.difference_ci else None
             certain = gain is not None and gain[0] > 0
             chance = "" if certain else "; the difference may be due to chance"
-            text = f"It beats {model} by {-pair.difference:.3f}{_between(gain)}{chance}."
+            text = f"It beats {model} by {-pair.difference:.3f}{between(gain)}{chance}."
             yield Finding(text, "good" if certain else "plain")
     if best is not None:
         text = f"The best possible log loss on these simulated rows is {best:.3f}"
@@ -179,28 +159,9 @@ def _describe_rows(metrics: Metrics, score: Score) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _describe_probabilities(metrics: Metrics, score: Score) -> Iterator[Finding]:
-    """Calibration, and consistency when the responses are swapped."""
-    scaling, swap, speed = score.scaling, metrics.swap, metrics.scoring
-    if scaling is not None:
-        after, temperature = scaling.log_loss_after_temperature, scaling.temperature
-        gain = score.log_loss - after  # on rows that the temperature was not fitted on
-        effect = (
-            f"lowers the log loss to {after:.3f}" if gain > NOTABLE_GAIN else "does not lower the log loss"
-        )
-        state, tip = "neither over- nor underconfident", None
-        if gain > NOTABLE_GAIN and temperature > NOTABLE_TEMPERATURE:
-            state = "overconfident"
-            remedy = "train for fewer epochs, with a lower learning rate or with label smoothing"
-            tip = f"Divide the logits by {temperature:.2f}, or {remedy}: the probabilities are overconfident."
-        elif gain > NOTABLE_GAIN and temperature < 1 / NOTABLE_TEMPERATURE:
-            state, tip = "underconfident", "Train for longer: the probabilities are underconfident."
-        yield Finding(
-            f"The probabilities are {state} (smooth calibration error {score.smooth_ece:.3f}); a temperature "
-            f"of {temperature:.2f} {effect}, measured out of fold.",
-            "bad" if gain > LARGE_DIFFERENCE else "plain",
-            tip if score.log_loss <= score.baselines.class_prior else None,
-        )
+def _describe_swap(metrics: Metrics, score: Score) -> Iterator[Finding]:
+    """Consistency when the responses are swapped."""
+    swap, speed = metrics.swap, metrics.scoring
     if swap is not None:
         biased = abs(swap.first_position_bias) > NOTABLE_BIAS or swap.flips > NOTABLE_FLIPS
         yield Finding(
@@ -246,10 +207,3 @@ def _describe_slices(score: Score, slices: Slices) -> Iterator[Finding]:
             f"On LMSYS rows, the public leaderboard might show about {score.leaderboard_estimate:.3f} "
             "(0.890 × CV + 0.125, one team's fit)."
         )
-
-
-def _between(interval: Interval | None) -> str:
-    """An interval in brackets, with minus signs instead of hyphens because lines do not break after them."""
-    if interval is None:
-        return ""
-    return f" (95% interval {interval[0]:.3f} to {interval[1]:.3f})".replace("-", "−")

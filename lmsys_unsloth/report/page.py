@@ -14,6 +14,7 @@ from rich.table import Table
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import replacing, write_text
 from lmsys_unsloth.data.comparison import LABELS, Comparison
+from lmsys_unsloth.evaluate.bootstrap import PairedDifference
 from lmsys_unsloth.evaluate.calibration import log_losses
 from lmsys_unsloth.evaluate.predictions import Predictions, swap_views
 from lmsys_unsloth.evaluate.scores import Metrics, Score
@@ -35,6 +36,8 @@ SHOWN_CHARACTERS = 2400
 OUTCOMES = ("A is better", "B is better", "tie")
 OWN_SCORE = "this run"
 """Name of the log loss of the predictions themselves in the table of log losses."""
+METHODS = {"raw": "raw", "temperature": "calibrated", "stack": "stacked"}
+"""Names of the predictions by the keys of ``Metrics.adjusted``."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,9 @@ def write_report(run: Run, metrics: Metrics, predictions: Predictions, rows: Seq
         trained_rows_scored=findings.training_overlap(metrics) is not None,
         headline=findings.headline(metrics),
         findings=findings.list_findings(metrics, slices, data_warnings=_leaks(run)),
-        scores=score_lines(metrics.score),
+        scores=score_lines(metrics),
+        adjusted={METHODS[name]: score for name, score in metrics.adjusted.items()},
+        used=METHODS["raw" if metrics.adjustment == "none" else metrics.adjustment],
         figures={name: (alt, plots.render_svg(figure, name)) for name, (alt, figure) in figures.items()},
         slices=slices,
         span=_span(slices, metrics.score),
@@ -102,7 +107,7 @@ def print_summary(metrics: Metrics, console: Console | None = None) -> None:
     table.add_column("")
     table.add_column("log loss", justify="right")
     table.add_column("", style="dim")
-    for line in score_lines(metrics.score):
+    for line in score_lines(metrics):
         table.add_row(*line, style="bold" if line[0] == OWN_SCORE else None)
     out = console or Console()
     out.print(table if metrics.score else title)
@@ -111,11 +116,15 @@ def print_summary(metrics: Metrics, console: Console | None = None) -> None:
             out.print(f"[bold yellow]![/] {finding.text}", highlight=False)
 
 
-def score_lines(score: Score | None) -> list[tuple[str, str, str]]:
-    """List the lines ``(name, value, note)`` of the table of log losses, normally from worst to best."""
+def score_lines(metrics: Metrics) -> list[tuple[str, str, str]]:
+    """List the lines ``(name, value, note)`` of the table of log losses, normally from worst to best.
+
+    Below the score of the predictions themselves are those of raw, calibrated and stacked predictions.
+    """
+    score = metrics.score
     if score is None:
         return []
-    baselines, scaling = score.baselines, score.scaling
+    baselines = score.baselines
     margin = "" if score.margin is None else f"±{score.margin:.4f}, "
     values = [
         ("uniform", baselines.uniform, "1/3 for every outcome"),
@@ -124,10 +133,23 @@ def score_lines(score: Score | None) -> list[tuple[str, str, str]]:
         (OWN_SCORE, score.log_loss, f"{margin}{score.n:,} rows, accuracy {score.accuracy:.1%}"),
         ("best possible", score.best_possible, "true probabilities of the simulated rows"),
     ]
-    if scaling is not None:
-        note = f"temperature {scaling.temperature:.2f}, measured out of fold"
-        values.insert(4, ("  after temperature", scaling.log_loss_after_temperature, note))
+    if len(metrics.adjusted) > 1:
+        used = "raw" if metrics.adjustment == "none" else metrics.adjustment
+        values[4:4] = [
+            (f"  {METHODS[name]}", own.log_loss, _against_raw(own.against_raw, used=name == used))
+            for name, own in metrics.adjusted.items()
+        ]
     return [(name, f"{value:.4f}", note) for name, value, note in values if value is not None]
+
+
+def _against_raw(pair: PairedDifference | None, *, used: bool) -> str:
+    """Difference from the raw predictions, and whether these are the predictions of the run."""
+    notes = ["used"] if used else []
+    if pair is not None:
+        interval = pair.difference_ci
+        between = f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else ""
+        notes.append(f"{pair.difference:+.3f}{between} from raw")
+    return ", ".join(notes).replace("-", "−")
 
 
 def examples(predictions: Predictions, rows: Sequence[Comparison], count: int = WORST_ROWS) -> list[Example]:

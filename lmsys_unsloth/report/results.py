@@ -15,9 +15,12 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.selection import Overlap
-from lmsys_unsloth.evaluate import baselines, metrics, predictions
+from lmsys_unsloth.evaluate import adjustment, baselines, metrics, predictions
+from lmsys_unsloth.evaluate.adjustment import Adjusted
+from lmsys_unsloth.evaluate.baselines import Regression
 from lmsys_unsloth.evaluate.predictions import Predictions
-from lmsys_unsloth.evaluate.scores import Metrics, ModelScore, ScoringSpeed
+from lmsys_unsloth.evaluate.scores import Metrics, ModelScore, ScoringSpeed, WeightAverage
+from lmsys_unsloth.evaluate.stacking import Calibration
 from lmsys_unsloth.prompting.prepared import Prepared
 from lmsys_unsloth.report import page
 
@@ -33,18 +36,36 @@ class Outcome:
 
 
 def report_scoring(
-    run: Run, config: Config, prepared: Prepared, predicted: Predictions, speed: ScoringSpeed
+    run: Run,
+    config: Config,
+    prepared: Prepared,
+    predicted: Predictions,
+    speed: ScoringSpeed,
+    calibration: Calibration | None = None,
 ) -> Outcome:
-    """Report the predictions of one model, with baselines that are fitted on its training rows."""
+    """Report the predictions of one model, with baselines that are fitted on its training rows.
+
+    The predictions are calibrated and stacked by ``calibration``, which was fitted on other rows; without it,
+    out of fold.
+    """
     rows = [row.comparison for row in prepared.scored]
-    prior = regression = None
-    if prepared.baseline_rows:
+    prior = regression = form = None
+    candidates: Adjusted = {}
+    needed = calibration is not None or predicted.labelled.any()
+    features = baselines.features(rows if needed else [])
+    if prepared.baseline_rows and needed:
         labels = predictions.label_array(prepared.baseline_rows)
         prior = baselines.class_prior(labels[labels != predictions.UNLABELLED])
-        regression = baselines.logistic_regression(prepared.baseline_rows, rows)
+        form = baselines.fit_form(baselines.features(prepared.baseline_rows), labels)
+        regression = form.predict(features)
+    if calibration is not None:
+        candidates = adjustment.apply(calibration, [predicted], features)
+    elif needed:
+        candidates = adjustment.adjust_out_of_fold(predicted, features, regression, seed=config.seed)
+    trained = prepared.overlap is not None and prepared.overlap.scored != 0
     return report_results(
-        run, config, predicted, rows, train_prior=prior, baseline_probabilities=regression,
-        scoring=speed, trained_rows=prepared.overlap,
+        run, config, predicted, rows, candidates=candidates, form=None if trained else form,
+        train_prior=prior, baseline_probabilities=regression, scoring=speed, trained_rows=prepared.overlap,
     )  # fmt: skip
 
 
@@ -54,18 +75,30 @@ def report_results(
     predicted: Predictions,
     rows: Sequence[Comparison],
     *,
+    candidates: Adjusted | None = None,
+    form: Regression | None = None,
     train_prior: NDArray[Any] | Sequence[float] | None = None,
     baseline_probabilities: NDArray[np.float64] | None = None,
     scoring: ScoringSpeed | None = None,
     trained_rows: Overlap | None = None,
     runs_compared: tuple[ModelScore, ...] = (),
+    weight_average: WeightAverage | None = None,
 ) -> Outcome:
     """Write predictions, metrics and report, and print the summary.
 
     Rows without any label give ``submission.csv`` too, and metrics without a score. ``rows`` are in the
-    order of ``predicted``. ``train_prior`` and ``baseline_probabilities`` are those of
+    order of ``predicted``, which holds the model's own probabilities. They are replaced by those of
+    ``candidates`` that ``eval.calibrate`` and ``eval.stack`` ask for; all candidates are scored. With
+    ``form``, a regression for later rows like the one that gave ``baseline_probabilities``,
+    ``calibration.json`` is written.
+    ``train_prior`` and ``baseline_probabilities`` are those of
     :func:`~lmsys_unsloth.evaluate.metrics.compute_metrics`; the other parts are added to the metrics.
     """
+    candidates = candidates or {}
+    predicted = adjustment.with_form(predicted, baseline_probabilities)
+    compared = adjustment.compare(predicted, candidates, baseline_probabilities, seed=config.seed)
+    raw = predicted
+    predicted, method = adjustment.choose(raw, candidates, config.eval)
     truth = [row.true_probabilities for row in rows if row.true_probabilities is not None]
     scored = metrics.score_predictions(
         predicted,
@@ -75,9 +108,17 @@ def report_results(
         seed=config.seed,
     )
     result = dataclasses.replace(
-        scored, scoring=scoring, trained_rows=trained_rows, runs_compared=runs_compared
+        scored,
+        scoring=scoring,
+        trained_rows=trained_rows,
+        runs_compared=runs_compared,
+        adjustment=method,
+        adjusted=compared,
+        weight_average=weight_average,
     )
     predictions.write_predictions(run.predictions, predicted)
+    if form is not None and predicted.labelled.any():
+        adjustment.save_calibration(run, adjustment.fit_calibration([raw], [form]), raw, config.eval)
     write_json(run.metrics, result.to_json())
     if not predicted.labelled.any():
         predictions.write_submission(run.submission, predicted)

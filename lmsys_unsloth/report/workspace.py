@@ -48,7 +48,7 @@ def _panels() -> dict[str, tuple[Any, ...]]:
     """The panels of each section."""
     baselines = [f"eval/baselines/{name}" for name in ("class_prior", "logistic_regression")]
     fold, loss = wr.SummaryMetric("eval/fold"), wr.SummaryMetric("eval/log_loss")
-    scaled = ("eval/log_loss", "eval/log_loss_after_temperature")
+    scaled = tuple(f"eval/adjusted/{name}/log_loss" for name in ("raw", "temperature", "stack"))
     return {
         "Score by model and prompt": (
             _bars("Log loss: mean and standard deviation over folds", "eval/log_loss"),
@@ -60,7 +60,7 @@ def _panels() -> dict[str, tuple[Any, ...]]:
         "Calibration": (
             _bars("Smooth calibration error", "eval/smooth_ece"),
             _bars("Temperature (above 1: overconfident, below 1: underconfident)", "eval/temperature"),
-            _bars("Log loss before and after temperature scaling", *scaled),
+            _bars("Log loss of raw, calibrated and stacked predictions", *scaled),
             wr.MediaBrowser(media_keys=[f"plots/reliability_{name}" for name in LABELS]),
         ),
         "Effect of the order of the responses (with eval.swap=average)": (

@@ -21,7 +21,7 @@ from lmsys_unsloth.core.files import replacing_folder, write_json
 from lmsys_unsloth.model.answer_head import answer_head
 from lmsys_unsloth.model.batch import collate, split_by_budget, target
 from lmsys_unsloth.model.decoder import Decoder
-from lmsys_unsloth.model.trained_weights import load_trained_weights, save_weights, trained_weights
+from lmsys_unsloth.model.trained_weights import load_trained_weights, save_weights, trained_parameters
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.train.metric_logger import MetricLogger
 
@@ -113,7 +113,7 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
 
     def _store(self, best: Best) -> None:
         with replacing_folder(self.folder) as work:
-            save_weights(trained_weights(self.model), work / _WEIGHTS)
+            save_weights(trained_parameters(self.model), work / _WEIGHTS)
             write_json(work / _SCORE, {"step": best.step, "loss": best.loss})
 
     def _stored(self) -> Best | None:

@@ -30,7 +30,7 @@ from lmsys_unsloth.model.decoder import Decoder, FastDecoder, compute_dtype
 from lmsys_unsloth.model.trained_weights import (
     load_trained_weights,
     save_weights,
-    trained_weights,
+    trained_parameters,
 )
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.train.losses import answer_loss
@@ -88,7 +88,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         self.groups, self.memory = groups, memory.Releaser()
         self.tokens_limit: int | None = None
         """Maximum tokens in a micro-batch after an out-of-memory error; None before the first one."""
-        dtypes = {name: weight.dtype for name, weight in trained_weights(model).items()}
+        dtypes = {name: weight.dtype for name, weight in trained_parameters(model).items()}
         super().__init__(
             model=model,
             args=_arguments(decoder, config, len(steps), run.checkpoints, seed),
@@ -99,7 +99,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         # trl casts the adapters of a 4-bit model to bfloat16, whose 8 bits of precision lose small AdamW
         # updates: restore the dtype they were created with.
-        for name, weight in trained_weights(model).items():
+        for name, weight in trained_parameters(model).items():
             weight.data = weight.data.to(dtypes[name])
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -110,7 +110,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights(trained_weights(self.model), folder / _WEIGHTS)
+        save_weights(trained_parameters(self.model), folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained_weights(self.model, Path(resume_from_checkpoint) / _WEIGHTS)

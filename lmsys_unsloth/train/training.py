@@ -15,7 +15,7 @@ from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.core.files import write_json
-from lmsys_unsloth.model import loading, memory
+from lmsys_unsloth.model import loading, memory, trained_weights
 from lmsys_unsloth.model.answer_head import answer_head, attach_head
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder
 from lmsys_unsloth.model.parity import choose_decoder
@@ -55,13 +55,13 @@ def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: M
     base = loading.load_model(config.model, config.train)
     encoder = prepared.encoder
     if run.adapter.is_dir():
-        model = loading.load_adapters(base, run.adapter)
+        model = trained_weights.load_adapters(base, run.adapter)
         attach_head(model, config.head, encoder.answer_ids, folder=run.adapter)
         return model
-    model = loading.make_trainable(base, config.lora, config.train, seed=config.seed)
+    model = trained_weights.make_trainable(base, config.lora, config.train, seed=config.seed)
     earlier = None if config.train.init_from is None else Run(Path(config.train.init_from)).adapter
     if earlier is not None:
-        loading.continue_from(model, earlier)
+        trained_weights.continue_from(model, earlier)
     attach_head(
         model, config.head, encoder.answer_ids, eos_id=encoder.vocabulary.eos_id, seed=config.seed,
         folder=earlier,
@@ -71,7 +71,7 @@ def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: M
         run=run, seed=config.seed, metric_logger=metric_logger, early_stopping=prepared.early_stopping,
         b_ratio=config.lora.b_learning_rate_ratio, head_learning_rate=config.head.learning_rate,
     )  # fmt: skip
-    loading.save_adapters(model, run.adapter, config.model)
+    trained_weights.save_adapters(model, run.adapter, config.model)
     return model
 
 

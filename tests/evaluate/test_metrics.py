@@ -14,9 +14,9 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.arena import simulate
 from lmsys_unsloth.data.selection import Overlap
-from lmsys_unsloth.evaluate import calibration, metrics
+from lmsys_unsloth.evaluate import adjustment, calibration, metrics
 from lmsys_unsloth.evaluate.predictions import Predictions, with_swap
-from lmsys_unsloth.evaluate.scores import Metrics, ModelScore, ScoringSpeed, SwapConsistency
+from lmsys_unsloth.evaluate.scores import Metrics, ModelScore, ScoringSpeed, SwapConsistency, WeightAverage
 
 
 def random_case(n: int, seed: int = 0, sharpness: float = 1.0):
@@ -210,6 +210,9 @@ def full_metrics() -> Metrics:
         scoring=ScoringSpeed(2.0, 20.0, 400.0, 1.0, swap_seconds=1.0, swap_seconds_saved=0.5),
         trained_rows=Overlap(left_out=3, scored=0),
         runs_compared=(ModelScore(("RUN",), 1.0, None, None),),
+        adjustment="stack",
+        adjusted=adjustment.compare(p, {"temperature": truth, "stack": truth}, truth),
+        weight_average=WeightAverage(runs=2, rows=32, mean_distance=0.01),
     )
 
 
@@ -217,7 +220,8 @@ def test_every_number_is_documented():
     got = full_metrics().to_json()
     text = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
     names = {*got, *(f"baselines.{name}" for name in got["baselines"])} - {"baselines"}
-    names |= {*got["scoring"], *got["trained_rows"], *got["swap"]}
+    names |= {*got["scoring"], *got["trained_rows"], *got["swap"], *got["adjusted"], *got["adjusted"]["raw"]}
+    names |= {*got["weight_average"]}
     assert [name for name in names if f"`{name}`" not in text] == []
 
 
@@ -230,6 +234,7 @@ def test_the_layout_of_metrics_json_is_stable():
         "baselines", "class_prior_source", "against_logistic_regression", "temperature",
         "log_loss_after_temperature", "best_possible", "expected_log_loss", "folds", "fold_std",
         "leaderboard_estimate", "leaderboard_note", "swap", "scoring", "trained_rows", "runs_compared",
+        "adjustment", "adjusted", "weight_average",
     }  # fmt: skip
     assert got["baselines"].keys() == {"uniform", "class_prior", "logistic_regression"}
     assert got["against_logistic_regression"].keys() == {"difference", "difference_ci", "first_better"}
@@ -237,4 +242,7 @@ def test_the_layout_of_metrics_json_is_stable():
     assert got["swap"].keys() == {"n", "mean_shift", "flips", "first_position_bias"}
     assert got["trained_rows"] == {"left_out": 3, "scored": 0}
     assert got["scoring"]["tokens_per_second"] == 400.0 and got["scoring"]["swap_seconds_saved"] == 0.5
+    assert list(got["adjusted"]) == ["raw", "temperature", "stack"]
+    assert got["adjusted"]["stack"].keys() == {"log_loss", "against_raw", "against_logistic_regression"}
+    assert got["adjusted"]["raw"]["against_raw"] is None
     assert got["runs_compared"][0].keys() == {"runs", "log_loss", "difference", "difference_ci"}

@@ -24,7 +24,7 @@ from training_cases import TRAIN, fit, rows, with_head
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import ModelConfig
 from lmsys_unsloth.evaluate.scoring import score_rows
-from lmsys_unsloth.model import loading, parity
+from lmsys_unsloth.model import loading, parity, trained_weights
 from lmsys_unsloth.model.attention import flex, row_by_row, varlen
 from lmsys_unsloth.model.batch import collate
 from lmsys_unsloth.model.decoder import FastDecoder, ReferenceDecoder
@@ -72,7 +72,7 @@ def test_losses_and_gradients_of_both_decoders_agree(
     architecture: Architecture, resident: str, tmp_path: Path
 ) -> None:
     config = random_model(architecture, tmp_path, resident=resident)
-    model = loading.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    model = trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -98,7 +98,7 @@ def test_losses_and_gradients_of_both_decoders_agree(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_activation_bytes_are_what_is_kept(architecture: Architecture, tmp_path: Path) -> None:
     config = random_model(architecture, tmp_path)
-    model = loading.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    model = trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
     decoder, kept = loading.make_decoder(model, fast=True), []
     assert isinstance(decoder, FastDecoder)
     for rows_in_batch in (1, 5):
@@ -116,7 +116,7 @@ def test_activation_bytes_are_what_is_kept(architecture: Architecture, tmp_path:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_training_lowers_the_loss(architecture: Architecture, tmp_path: Path) -> None:
     config = random_model(architecture, tmp_path / "model", resident="auto")
-    model = with_head(loading.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0))
+    model = with_head(trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0))
     data = rows(48)
     train = TRAIN.model_copy(
         update={
@@ -135,7 +135,7 @@ def test_training_lowers_the_loss(architecture: Architecture, tmp_path: Path) ->
 
 def test_a_batch_too_large_for_the_gpu_is_trained_in_parts(tmp_path: Path, caplog: Any) -> None:
     config = random_model("llama", tmp_path / "model", resident="bf16")
-    model = with_head(loading.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0))
+    model = with_head(trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0))
     free, _ = torch.cuda.mem_get_info()
     taken = torch.empty(int(free - 1.5e9), dtype=torch.uint8, device="cuda")
     try:

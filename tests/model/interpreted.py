@@ -24,7 +24,7 @@ GPU = SimpleNamespace(name="none", total_memory=2**34, major=9, minor=0, multi_p
 
 
 def main(architecture: Any, folder: Path) -> None:
-    from lmsys_unsloth.model import layers, loading, parity
+    from lmsys_unsloth.model import layers, loading, parity, trained_weights
     from lmsys_unsloth.model.batch import collate
     from lmsys_unsloth.model.decoder import FastDecoder, causal_lm
     from lmsys_unsloth.model.unsloth_import import import_unsloth
@@ -36,7 +36,7 @@ def main(architecture: Any, folder: Path) -> None:
     from unsloth.kernels import fast_rms_layernorm
 
     config = random_model(architecture, folder, width=64, load_in_4bit=False)
-    model = loading.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    model = trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -25,7 +25,7 @@ from tiny import (
 )
 
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.model import loading
+from lmsys_unsloth.model import trained_weights
 from lmsys_unsloth.model.answer_head import FILE, AnswerHead, answer_head, attach_head
 from lmsys_unsloth.model.batch import Batch, collate
 from lmsys_unsloth.model.decoder import FastDecoder
@@ -167,5 +167,5 @@ def test_the_optimiser_sees_the_head_and_removing_adapters_removes_it() -> None:
     model: Any = with_adapters(copy.deepcopy(base))
     head = attach_head(model, head_config("linear"), ANSWERS)
     assert any(parameter is head.weight for parameter in model.parameters())
-    bare = loading.remove_adapters(model)
+    bare = trained_weights.remove_adapters(model)
     assert not [name for name, _ in bare.named_modules() if "answer_head" in name]

@@ -29,7 +29,7 @@ from tiny import (
 
 from lmsys_unsloth.config.schema import ModelConfig
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.model import loading
+from lmsys_unsloth.model import loading, trained_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -167,11 +167,11 @@ def test_exchanged_adapters_give_what_a_fresh_base_model_gives(resident: str, tm
     untrained, expected = probabilities(base, rows), {}
     for name, setting in settings.items():
         get_peft_model(copy.deepcopy(base), setting).save_pretrained(tmp_path / name)
-        fresh = loading.load_adapters(loading.load_model(config), tmp_path / name)
+        fresh = trained_weights.load_adapters(loading.load_model(config), tmp_path / name)
         expected[name] = probabilities(fresh, rows)
     assert (expected["x"] - expected["y"]).abs().max() > 1e-3 < (expected["x"] - untrained).abs().max()
     for name in "xyx":
-        adapted = loading.load_adapters(base, tmp_path / name)
+        adapted = trained_weights.load_adapters(base, tmp_path / name)
         assert torch.equal(probabilities(adapted, rows), expected[name])
-        base = loading.remove_adapters(adapted)
+        base = trained_weights.remove_adapters(adapted)
         assert torch.equal(probabilities(base, rows), untrained)

@@ -16,7 +16,7 @@ from rich.console import Console
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.selection import Overlap
-from lmsys_unsloth.evaluate import metrics
+from lmsys_unsloth.evaluate import adjustment, metrics
 from lmsys_unsloth.evaluate.predictions import Predictions, with_swap
 from lmsys_unsloth.report import page, plots
 
@@ -255,6 +255,9 @@ def test_terminal_table_is_aligned_and_complete():
         baseline_probabilities=predictions.probabilities,
         true_probabilities=predictions.probabilities,
     )
+    candidates = {"temperature": np.full((200, 3), 1 / 3), "stack": np.full((200, 3), 1 / 3)}
+    compared = adjustment.compare(predictions, candidates, predictions.probabilities)
+    m = dataclasses.replace(m, adjusted=compared)
     console = Console(file=io.StringIO(), width=90, force_terminal=False)
     page.print_summary(m, console)
     lines = console.file.getvalue().splitlines()
@@ -264,7 +267,9 @@ def test_terminal_table_is_aligned_and_complete():
         "class prior",
         "logistic regression",
         "this run",
-        "after temperature",
+        "raw",
+        "calibrated",
+        "stacked",
         "best possible",
     ):
         assert any(line.strip().startswith(name) for line in lines), name

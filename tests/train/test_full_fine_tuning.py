@@ -16,9 +16,9 @@ from training_cases import LORA, TRAIN, fit, rows, with_head
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.evaluate.scoring import score_rows
-from lmsys_unsloth.model import loading, memory
+from lmsys_unsloth.model import loading, memory, trained_weights
 from lmsys_unsloth.model.decoder import FastDecoder
-from lmsys_unsloth.model.trained_weights import trained_weights
+from lmsys_unsloth.model.trained_weights import trained_parameters
 
 FULL = lora_config(kind="full", first_layer=1, target_modules=["q_proj", "v_proj", "down_proj"])
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trainable(folder: Path, lora: Any = FULL, **changes: Any) -> Any:
     model = loading.load_model(model_config(folder, **changes))
-    return with_head(loading.make_trainable(model, lora, TRAIN, seed=1))
+    return with_head(trained_weights.make_trainable(model, lora, TRAIN, seed=1))
 
 
 def scores(model: Any) -> np.ndarray:
@@ -43,7 +43,7 @@ def scores(model: Any) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_full_fine_tuning_learns_and_reloads_exactly(folder: Path, tmp_path: Path, dtype: str) -> None:
     model = trainable(folder, dtype=dtype)
-    weights = trained_weights(model)
+    weights = trained_parameters(model)
     assert all(".layers.1." in name and p.dtype == torch.float32 for name, p in weights.items())
     assert len(weights) == 3
     before = scores(model)
@@ -52,27 +52,27 @@ def test_full_fine_tuning_learns_and_reloads_exactly(folder: Path, tmp_path: Pat
     after = scores(model)
     losses = [-np.log(p[np.arange(len(p)), labels]).mean() for p in (before, after)]  # type: ignore[arg-type]
     assert losses[1] < losses[0] - 0.2
-    loading.save_adapters(model, tmp_path / "adapter", model_config(folder))
+    trained_weights.save_adapters(model, tmp_path / "adapter", model_config(folder))
     base = loading.load_model(model_config(folder, dtype=dtype))
-    reloaded = with_head(loading.load_adapters(base, tmp_path / "adapter"))
+    reloaded = with_head(trained_weights.load_adapters(base, tmp_path / "adapter"))
     assert np.array_equal(scores(reloaded), after)
-    assert loading.remove_adapters(reloaded) is None  # its own weights have changed
+    assert trained_weights.remove_adapters(reloaded) is None  # its own weights have changed
 
 
 @pytest.mark.parametrize("lora", [FULL, LORA], ids=["full", "lora"])
 def test_a_run_starts_from_the_weights_of_an_earlier_one(folder: Path, tmp_path: Path, lora: Any) -> None:
     first = trainable(folder, lora)
     with torch.no_grad():
-        for weight in trained_weights(first).values():
+        for weight in trained_parameters(first).values():
             weight.add_(0.01)
-    loading.save_adapters(first, tmp_path / "adapter", model_config(folder))
+    trained_weights.save_adapters(first, tmp_path / "adapter", model_config(folder))
     second = trainable(folder, lora)
     assert not np.array_equal(scores(second), scores(first))
-    loading.continue_from(second, tmp_path / "adapter")
+    trained_weights.continue_from(second, tmp_path / "adapter")
     assert np.array_equal(scores(second), scores(first))
     other = trainable(folder, lora.model_copy(update={"target_modules": ["o_proj"]}))
     with pytest.raises(UserError, match=r"does not fit the model, .* tensors differ in name or shape"):
-        loading.continue_from(other, tmp_path / "adapter")
+        trained_weights.continue_from(other, tmp_path / "adapter")
 
 
 def test_four_bit_weights_are_refused() -> None:
@@ -89,5 +89,5 @@ def test_the_memory_of_full_fine_tuning_is_forecast(folder: Path) -> None:
         memory.forecast_memory(settings, model, each, TRAIN, tokens=64, row_length=64)[0]
         for each in (lora, lora.model_copy(update={"kind": "lora"}))
     ]
-    trained = sum(p.numel() for p in trained_weights(trainable(folder, lora)).values())
+    trained = sum(p.numel() for p in trained_parameters(trainable(folder, lora)).values())
     assert sizes[0] - sizes[1] == 4 * 4 * trained

@@ -18,7 +18,7 @@ from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.evaluate.scoring import score_rows
-from lmsys_unsloth.model import loading
+from lmsys_unsloth.model import loading, trained_weights
 from lmsys_unsloth.model.answer_head import AnswerHead, answer_head, attach_head
 from lmsys_unsloth.model.decoder import FastDecoder
 from lmsys_unsloth.report.tracking import NoTracker
@@ -83,8 +83,8 @@ def test_a_linear_classifier_learns_and_is_saved_with_the_adapters(folder: Path,
     probabilities = score_rows(FastDecoder(model), data, 256)
     losses = -np.log(probabilities[np.arange(len(data)), [row.comparison.label for row in data]])  # type: ignore[arg-type]
     assert losses.mean() < 0.7  # a model that knows nothing has 1.1
-    loading.save_adapters(model, tmp_path / "adapter", model_config(folder))
-    fresh = loading.load_adapters(loading.load_model(model_config(folder)), tmp_path / "adapter")
+    trained_weights.save_adapters(model, tmp_path / "adapter", model_config(folder))
+    fresh = trained_weights.load_adapters(loading.load_model(model_config(folder)), tmp_path / "adapter")
     attach_head(fresh, head_config("linear"), ANSWER_IDS, folder=tmp_path / "adapter")
     assert np.array_equal(score_rows(FastDecoder(fresh), data, 256), probabilities)
 

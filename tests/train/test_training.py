@@ -17,7 +17,7 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import ModelConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.evaluate.scoring import score_rows
-from lmsys_unsloth.model import loading, memory
+from lmsys_unsloth.model import loading, memory, trained_weights
 from lmsys_unsloth.model.decoder import FastDecoder
 from lmsys_unsloth.model.unsloth_import import import_unsloth
 from lmsys_unsloth.report.tracking import NoTracker
@@ -65,13 +65,13 @@ def test_training_lowers_the_loss_and_adapters_reload_exactly(
     probabilities = score_rows(FastDecoder(model), data, 256)
     losses = -np.log(probabilities[np.arange(len(data)), [row.comparison.label for row in data]])  # type: ignore[arg-type]
     assert losses.mean() < 0.7  # a model that knows nothing has 1.1
-    loading.save_adapters(model, tmp_path / "adapter", model_config(folder))
+    trained_weights.save_adapters(model, tmp_path / "adapter", model_config(folder))
     assert sorted(f.name for f in (tmp_path / "adapter").iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors",
     ]  # fmt: skip
     assert str(folder) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
     base = loading.load_model(model_config(folder, load_in_4bit=load_in_4bit))
-    reloaded = with_head(loading.load_adapters(base, tmp_path / "adapter"))
+    reloaded = with_head(trained_weights.load_adapters(base, tmp_path / "adapter"))
     assert np.array_equal(score_rows(FastDecoder(reloaded), data, 256), probabilities)
     account = json.loads((tmp_path / "training.json").read_text())
     assert account["steps"] == len(account["learning_curve"]) >= 72
@@ -230,7 +230,7 @@ def test_fifty_steps_of_smollm2_follow_the_ordinary_path(tmp_path: Path) -> None
     for fast in (True, False):
         from lmsys_unsloth.train import training
 
-        model = with_head(loading.make_trainable(loading.load_model(config), LORA, TRAIN, seed=1))
+        model = with_head(trained_weights.make_trainable(loading.load_model(config), LORA, TRAIN, seed=1))
         run = Run(tmp_path / str(fast))
         training.train(
             model, tokenizer, data, [[i] for i in range(200)], train.model_copy(update={"fast": fast}),

@@ -1,0 +1,112 @@
+"""Predictions of several trained runs, and of one model with the average of their adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from lmsys_unsloth.cli.arguments import Member
+from lmsys_unsloth.cli.prepare import prepare_scoring
+from lmsys_unsloth.config.parsing import Config
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.data.selection import Selection
+from lmsys_unsloth.evaluate import averaging
+from lmsys_unsloth.evaluate.predictions import Predictions
+from lmsys_unsloth.evaluate.scores import WeightAverage
+from lmsys_unsloth.evaluate.scoring import predict_rows
+from lmsys_unsloth.model import loading, trained_weights
+from lmsys_unsloth.model.answer_head import attach_head
+from lmsys_unsloth.prompting.prepared import Prepared
+
+log = logging.getLogger(__name__)
+
+COMPARED_ROWS = 32
+"""Number of rows on which a model with averaged adapters is compared with the average of the models."""
+
+
+def predict_all(members: Sequence[Member], selections: Sequence[Selection], output: Run) -> list[Predictions]:
+    """Predict each member's selection; every base model is loaded once and every selection encoded once."""
+    found: dict[int, Predictions] = {}
+    prepared: dict[tuple[str, int], Prepared] = {}
+    by_model: dict[str, list[int]] = {}
+    for index, member in enumerate(members):
+        by_model.setdefault(_key(member.config, "model"), []).append(index)
+    for indices in by_model.values():
+        base = None
+        for index in indices:
+            member, selection = members[index], selections[index]
+            key = _key(member.config, "model", "prompt"), id(selection)
+            if key not in prepared:
+                prepared[key] = prepare_scoring(member.config, selection, output)
+            if base is None:
+                base = loading.load_model(member.config.model)
+            adapted = trained_weights.load_adapters(base, member.run.adapter)
+            answer_ids = prepared[key].encoder.answer_ids
+            attach_head(adapted, member.config.head, answer_ids, folder=member.run.adapter)
+            found[index], _ = predict_rows(adapted, prepared[key], member.config)
+            base = trained_weights.remove_adapters(adapted)
+            del adapted  # it would keep this base model in memory while another is loaded
+    return [found[index] for index in range(len(members))]
+
+
+def require_adapters(members: Sequence[Member]) -> None:
+    """Raise an error if a run has no adapters to score rows with."""
+    missing = [str(m.run.path) for m in members if not m.run.adapter.is_dir()]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)}: has no adapters, so its rows can't be scored again as eval.* asks.\n"
+            "  Name the run directories that train.py made, or leave eval.* out to use stored predictions."
+        )
+
+
+def require_averageable(members: Sequence[Member], *, own: bool) -> None:
+    """Raise an error unless one model with the mean of the members' adapters can predict the rows."""
+    remedy = "  Average the probabilities instead: eval.average=probabilities."
+    if own:
+        raise UserError(
+            "eval.average=weights: the rows of this file trained these runs, so their averaged adapters have "
+            f"seen them; name another file: data.path=FILE.\n{remedy}"
+        )
+    first = members[0]
+    for member in members:
+        if member.config.lora.kind == "full" or member.config.head.kind in ("lm_trained", "linear"):
+            raise UserError(
+                f"{member.run.path}: eval.average=weights averages LoRA adapters only, but this run has "
+                f"lora.kind={member.config.lora.kind}, head.kind={member.config.head.kind}.\n{remedy}"
+            )
+        if _key(member.config, "model", "prompt", "head") != _key(first.config, "model", "prompt", "head"):
+            raise UserError(
+                f"{member.run.path} and {first.run.path}: differ in model, prompt or head; "
+                f"eval.average=weights needs the same.\n{remedy}"
+            )
+    require_adapters(members)
+
+
+def compare_averages(
+    members: Sequence[Member], selection: Selection, averaged: Predictions, output: Run
+) -> WeightAverage:
+    """Compare the model with averaged adapters with the average of the models on the first rows."""
+    first = np.arange(min(COMPARED_ROWS, len(selection.rows)))
+    few = dataclasses.replace(
+        selection,
+        rows=selection.rows[: len(first)],
+        folds=selection.folds[first],
+        groups=None if selection.groups is None else selection.groups[first],
+    )
+    average = averaging.average(predict_all(members, [few] * len(members), output))
+    change = average.probabilities - averaged.take(first).probabilities
+    distance = float(np.abs(change).sum(axis=1).mean() / 2)
+    log.info(
+        "averaged adapters: mean total variation distance %.4f from the average of %d models on %d rows",
+        distance, len(members), len(first),
+    )  # fmt: skip
+    return WeightAverage(runs=len(members), rows=len(first), mean_distance=distance)
+
+
+def _key(config: Config, *sections: str) -> str:
+    return json.dumps(config.model_dump(mode="json", include=set(sections)), sort_keys=True)

@@ -1,0 +1,149 @@
+"""The stack is as good as its better part, treats both responses alike, and sees no label of its own part."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lmsys_unsloth.data.arena import simulate
+from lmsys_unsloth.evaluate import baselines
+from lmsys_unsloth.evaluate.bootstrap import paired_bootstrap
+from lmsys_unsloth.evaluate.calibration import apply_temperature, fit_temperature, log_losses
+from lmsys_unsloth.evaluate.stacking import Calibration, adjust_parts, fit_stack, stack_inputs
+
+Array = NDArray[np.float64]
+NOISE = 0.03
+"""Log loss that may be lost to the better part by fitting five numbers on eighty rows."""
+
+
+@pytest.fixture(scope="module")
+def arena() -> tuple[Array, Array, NDArray[np.int64]]:
+    """Features, true probabilities and labels of simulated rows."""
+    rows = simulate(3000, 11, "short")
+    truth = np.array([row.true_probabilities for row in rows])
+    return baselines.features(rows), truth, np.array([row.label for row in rows])
+
+
+def predict(kind: str, truth: Array) -> Array:
+    """Predictions of models of different quality."""
+    random = np.random.default_rng(1)
+    logits = np.log(np.clip(truth, 1e-6, 1))
+    values = {
+        "good": logits + random.normal(0, 0.7, truth.shape),
+        "overconfident": 4 * (logits + random.normal(0, 1.5, truth.shape)),
+        "weak": 0.3 * logits + random.normal(0, 0.8, truth.shape),
+        "useless": random.normal(0, 4, truth.shape),
+    }[kind]
+    return apply_temperature(np.exp(values - values.max(axis=1, keepdims=True)), 1.0)
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("kind", ["good", "overconfident", "weak", "useless"])
+@pytest.mark.parametrize("n", [80, 300])
+def test_a_stack_on_few_rows_is_not_worse_than_model_or_form(
+    arena: tuple[Array, Array, NDArray[np.int64]], kind: str, n: int
+) -> None:
+    features, truth, labels = arena
+    model, new = predict(kind, truth), slice(1500, None)
+    losses: dict[str, list[float]] = {"model": [], "form": [], "stack": []}
+    for start in range(0, 1500, 300):
+        fitted = slice(start, start + n)
+        by_form = baselines.predict_parts(features[fitted], labels[fitted], np.arange(n) % 5)
+        temperature = fit_temperature(model[fitted], labels[fitted])
+        stack = fit_stack(apply_temperature(model[fitted], temperature), by_form, labels[fitted])
+        form = baselines.fit_form(features[fitted], labels[fitted])
+        calibration = Calibration(temperature, stack, (form,), n)
+        stacked = calibration.adjust([model[new]], features[new])["stack"]
+        np.testing.assert_allclose(stacked.sum(axis=1), 1)
+        for name, p in {"model": model[new], "form": form.predict(features[new]), "stack": stacked}.items():
+            losses[name].append(log_losses(p, labels[new]).mean())
+    mean = {name: float(np.mean(values)) for name, values in losses.items()}
+    assert mean["stack"] < min(mean["model"], mean["form"]) + NOISE
+
+
+def test_a_stack_of_two_predictors_with_different_knowledge_beats_both(
+    arena: tuple[Array, Array, NDArray[np.int64]],
+) -> None:
+    features, truth, labels = arena
+    model, n = predict("weak", truth), 1000
+    part = np.arange(n) % 5
+    adjusted = adjust_parts(model[:n], labels[:n], part, np.arange(n), features[:n], None)
+    form = baselines.predict_parts(features[:n], labels[:n], part)
+    for other in (model[:n], form):
+        pair = paired_bootstrap(
+            log_losses(adjusted["stack"], labels[:n]), log_losses(other, labels[:n]), np.arange(n)
+        )
+        assert pair.difference_ci is not None and pair.difference_ci[1] < 0
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+@pytest.mark.parametrize("nested", [True, False])
+def test_the_labels_of_a_part_do_not_change_its_own_predictions(
+    arena: tuple[Array, Array, NDArray[np.int64]], parts: int, nested: bool
+) -> None:
+    features, truth, labels = (values[:200] for values in arena)
+    model, part, cluster = predict("weak", truth), np.arange(200) % parts, np.arange(200)
+    form = None if nested else np.roll(truth, 1, axis=0)
+
+    def adjust(labels: NDArray[np.int64]) -> dict[str, Array]:
+        return dict(adjust_parts(model, labels, part, cluster, features, form))
+
+    before, after = adjust(labels), adjust(np.where(part == 0, (labels + 1) % 3, labels))
+    for method in ("temperature", "stack"):
+        np.testing.assert_array_equal(before[method][part == 0], after[method][part == 0])
+        assert not np.allclose(before[method][part == 1], after[method][part == 1])
+
+
+@pytest.mark.numeric
+def test_swapped_responses_give_swapped_probabilities(
+    arena: tuple[Array, Array, NDArray[np.int64]],
+) -> None:
+    _, truth, labels = (values[:200] for values in arena)
+    model, form = predict("weak", truth), np.roll(truth, 1, axis=0)
+    stack, swap = fit_stack(model, form, labels), [1, 0, 2]
+    np.testing.assert_allclose(
+        stack.predict(stack_inputs(model, form))[:, swap],
+        stack.predict(stack_inputs(model[:, swap], form[:, swap])),
+        atol=1e-3,  # the optimiser stops at a gradient of 1e-4
+    )
+
+
+def test_unlabelled_rows_are_predicted_and_change_nothing(
+    arena: tuple[Array, Array, NDArray[np.int64]],
+) -> None:
+    features, truth, labels = (values[:120] for values in arena)
+    model, part, cluster = predict("good", truth), np.arange(120) % 5, np.arange(120)
+    unknown = np.arange(120) >= 100
+    all_rows = adjust_parts(model, np.where(unknown, -1, labels), part, cluster, features, None)
+    first = adjust_parts(model[:100], labels[:100], part[:100], cluster[:100], features[:100], None)
+    np.testing.assert_array_equal(all_rows["stack"][:100], first["stack"])
+    np.testing.assert_allclose(all_rows["stack"].sum(axis=1), 1)
+
+
+def test_outcomes_that_do_not_occur_keep_a_small_probability(
+    arena: tuple[Array, Array, NDArray[np.int64]],
+) -> None:
+    features, truth, labels = (values[:40] for values in arena)
+    part, cluster = np.arange(40) % 5, np.arange(40)
+    for outcomes in (labels % 2, np.zeros(40, np.int64), np.full(40, 2)):
+        stacked = adjust_parts(truth, outcomes, part, cluster, features, None)["stack"]
+        assert (stacked > 0).all() and np.isfinite(log_losses(stacked, outcomes)).all()
+        np.testing.assert_allclose(stacked.sum(axis=1), 1)
+
+
+def test_a_calibration_is_the_same_after_json(arena: tuple[Array, Array, NDArray[np.int64]]) -> None:
+    features, truth, labels = (values[:60] for values in arena)
+    form = baselines.fit_form(features, labels)
+    calibration = Calibration(1.7, fit_stack(truth, form.predict(features), labels), (form, form), 60)
+    again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
+    for method, p in calibration.adjust([truth, truth[::-1]], features).items():
+        np.testing.assert_array_equal(p, again.adjust([truth, truth[::-1]], features)[method])
+
+
+def test_one_part_is_not_enough(arena: tuple[Array, Array, NDArray[np.int64]]) -> None:
+    features, truth, labels = (values[:9] for values in arena)
+    with pytest.raises(ValueError, match="at least two parts"):
+        adjust_parts(truth, labels, np.zeros(9, np.int64), np.arange(9), features, None)
