@@ -404,9 +404,10 @@ def test_averaged_adapters_are_refused_on_the_runs_own_rows_and_for_other_models
     weights = "eval.average=weights"
     with pytest.raises(UserError, match=r"(?s)eval.average=weights.*data.path=FILE"):
         evaluation.evaluate_runs([member(folder, f"fold{fold}", weights) for fold in (0, 1)], Run(tmp_path))
-    for change in ("lora.kind=full", "head.kind=linear", "prompt.max_tokens=200"):
+    full = ("lora.kind=full", "model.load_in_4bit=false")
+    for changes in (full, ("head.kind=linear",), ("prompt.max_tokens=200",)):
         members = [member(folder, "fold0", weights, f"data.path={new_rows}")]
-        members.append(member(folder, "fold1", weights, f"data.path={new_rows}", change))
+        members.append(member(folder, "fold1", weights, f"data.path={new_rows}", *changes))
         with pytest.raises(UserError, match=r"(?s)fold1.*eval.average=probabilities"):
             evaluation.evaluate_runs(members, Run(tmp_path))
 
