@@ -128,7 +128,11 @@ class Run:
 
         Entries have ``step`` and either ``loss`` and ``learning_rate``, or ``early_stopping_loss``.
         """
-        return list(_read_json(self.training).get("learning_curve", []))
+        return list(self.training_description().get("learning_curve", []))
+
+    def training_description(self) -> dict[str, Any]:
+        """Return ``training.json``; empty without training."""
+        return _read_json(self.training)
 
     def trained_rows_scored(self) -> int | None:
         """Number of scored rows that the model was trained on; None if it is not known."""

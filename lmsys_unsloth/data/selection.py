@@ -21,7 +21,8 @@ from lmsys_unsloth.data.trained_rows import TrainedRows, load_trained_rows
 log = logging.getLogger(__name__)
 
 FEW_PROMPTS = 30
-"""With fewer prompts, a mean loss is too uncertain to compare steps or models by."""
+"""With fewer prompts, a mean loss is too uncertain to compare steps or models by; its bootstrap interval is
+unreliable, and on average too narrow."""
 
 NO_FOLD = -1
 """Fold of a row that belongs to no fold: the rows of a file that is scored whole."""

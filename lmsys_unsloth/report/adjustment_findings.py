@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lmsys_unsloth.data.selection import FEW_PROMPTS
 from lmsys_unsloth.evaluate.scores import Metrics, Score
-from lmsys_unsloth.report.finding import FEW_PROMPTS, LARGE_DIFFERENCE, Finding, between
+from lmsys_unsloth.report.finding import LARGE_DIFFERENCE, Finding, between
 
 NOTABLE_TEMPERATURE = 1.1
 """Temperatures from here on, and below 1 / this, are called over- and underconfident."""

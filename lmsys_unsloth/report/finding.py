@@ -9,9 +9,6 @@ from lmsys_unsloth.evaluate.bootstrap import Interval
 
 Tone = Literal["plain", "good", "bad"]
 
-FEW_PROMPTS = 30
-"""With fewer prompts, a bootstrap interval is unreliable, and on average too narrow."""
-
 LARGE_DIFFERENCE = 0.02
 """Differences in log loss, and margins of error, above this need attention."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from lmsys_unsloth.data.selection import FEW_PROMPTS
 from lmsys_unsloth.evaluate.scores import Metrics, Score
 from lmsys_unsloth.report import adjustment_findings
-from lmsys_unsloth.report.finding import FEW_PROMPTS, LARGE_DIFFERENCE, Finding, Tone, between
+from lmsys_unsloth.report.finding import LARGE_DIFFERENCE, Finding, Tone, between
 from lmsys_unsloth.report.slices import OTHER_PAIRS, TRUNCATED, Slice
 
 Slices = Mapping[str, Sequence[Slice]]

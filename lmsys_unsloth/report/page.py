@@ -14,6 +14,7 @@ from rich.table import Table
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import replacing, write_text
 from lmsys_unsloth.data.comparison import LABELS, Comparison
+from lmsys_unsloth.data.selection import FEW_PROMPTS
 from lmsys_unsloth.evaluate.bootstrap import PairedDifference
 from lmsys_unsloth.evaluate.calibration import log_losses
 from lmsys_unsloth.evaluate.predictions import Predictions, swap_views
@@ -84,7 +85,7 @@ def write_report(run: Run, metrics: Metrics, predictions: Predictions, rows: Seq
         runs_compared=metrics.runs_compared,
         trained_rows_scored=findings.training_overlap(metrics) is not None,
         headline=findings.headline(metrics),
-        findings=findings.list_findings(metrics, slices, data_warnings=_leaks(run)),
+        findings=findings.list_findings(metrics, slices, data_warnings=_warnings(run)),
         scores=score_lines(metrics),
         adjusted={METHODS[name]: score for name, score in metrics.adjusted.items()},
         used=METHODS["raw" if metrics.adjustment == "none" else metrics.adjustment],
@@ -199,6 +200,16 @@ def _example(predictions: Predictions, row: Comparison, k: int, cost: float) -> 
         turns_left_out=max(0, len(turns) - SHOWN_TURNS),
         turns=tuple((shorten(q), shorten(a), shorten(b)) for q, a, b in turns[-SHOWN_TURNS:]),
     )
+
+
+def _warnings(run: Run) -> list[str]:
+    """Leaks, and an early-stopping set that is too small to choose by."""
+    prompts = run.training_description().get("early_stopping_prompts", FEW_PROMPTS)
+    few = (
+        f"The best step was chosen by an early-stopping set of only {prompts} prompts, so it may look best "
+        "by chance: raise train.early_stopping_share, or train on more rows."
+    )
+    return [*_leaks(run), *([few] if prompts < FEW_PROMPTS else [])]
 
 
 def _leaks(run: Run) -> list[str]:

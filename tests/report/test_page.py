@@ -220,6 +220,16 @@ def test_warnings_of_the_leak_report_are_findings(tmp_path, no_figures):
     assert "30 of 40 rows repeat" in html and "no prompt is in both" not in html
 
 
+def test_a_small_early_stopping_set_is_a_finding(tmp_path, no_figures):
+    for prompts, warned in ((29, True), (30, False)):
+        run = described(tmp_path)
+        run.training.write_text(json.dumps({"early_stopping_prompts": prompts}))
+        predictions, rows = case()
+        page.write_report(run, metrics.score_predictions(predictions), predictions, rows)
+        html = run.report.read_text(encoding="utf-8")
+        assert (f"early-stopping set of only {prompts} prompts" in html) is warned
+
+
 def test_scored_training_rows_are_marked_in_the_title_the_summary_and_the_terminal(tmp_path, no_figures):
     predictions, rows = case()
     m = dataclasses.replace(metrics.score_predictions(predictions), trained_rows=Overlap(0, scored=12))

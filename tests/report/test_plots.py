@@ -51,6 +51,19 @@ def test_learning_curve_ignores_entries_without_a_loss():
     assert axes.lines[0].get_ydata().tolist() == [1.0, 0.5]
 
 
+def test_the_best_step_of_the_early_stopping_set_is_marked():
+    name = "early_stopping_loss"
+    curve = [
+        {"step": 1, "loss": 1.0},
+        {"step": 1, name: 0.9},
+        {"step": 2, "loss": 0.5},
+        {"step": 2, name: 0.95},
+    ]
+    _, _, held_out, best = plots.plot_learning_curve(curve).axes[0].lines
+    assert held_out.get_ydata().tolist() == [0.9, 0.95]
+    assert (best.get_xdata().item(), best.get_ydata().item()) == (1, 0.9)
+
+
 def test_figures_without_data_are_left_out():
     assert plots.plot_all(np.empty((0, 3)), np.empty(0, dtype=int), None, []) == {}
     unlabelled = plots.plot_all(known_case()[0], np.full(400, -1), None, [{"step": 1}])
