@@ -59,13 +59,19 @@ def eval_config(**changes: Any) -> EvalConfig:
 def model_config(folder: Path | None = None, **changes: Any) -> ModelConfig:
     """A local float32 model in ``folder``, not quantised, with changes."""
     local = {"name": "tiny", "repo": None, "package": None, "path": str(folder) if folder else None}
-    small = {"load_in_4bit": False, "dtype": "float32", "max_seq_length": 512, "learning_rate": 1e-3}
+    small = {
+        "load_in_4bit": False,
+        "dtype": "float32",
+        "max_seq_length": 512,
+        "learning_rate": 1e-3,
+        "first_layer": 0,
+    }
     return ModelConfig.model_validate(composed()["model"] | local | small | changes)
 
 
 def lora_config(**changes: Any) -> LoraConfig:
     """``lora=default`` with rank 8 and changes."""
-    return LoraConfig.model_validate(composed()["lora"] | {"r": 8, "alpha": 16.0} | changes)
+    return LoraConfig.model_validate(composed()["lora"] | {"r": 8, "alpha": 16.0, "first_layer": 0} | changes)
 
 
 def head_config(kind: str = "lm", **changes: Any) -> HeadConfig:
@@ -76,8 +82,8 @@ def head_config(kind: str = "lm", **changes: Any) -> HeadConfig:
 def train_config(**changes: Any) -> TrainConfig:
     """Settings under which a tiny model learns in a few steps, with changes."""
     quick = {
-        "rows_per_step": 4, "tokens_per_micro_batch": 64, "learning_rate": 5e-3, "lr_scheduler": "constant",
-        "warmup_ratio": 0.0, "max_grad_norm": None, "optimizer": "adamw_torch_fused", "loss": "vocabulary",
+        "epochs": 1, "rows_per_step": 4, "tokens_per_micro_batch": 64, "learning_rate": 5e-3,
+        "lr_scheduler": "constant", "warmup_ratio": 0.0, "max_grad_norm": None, "optimizer": "adamw_torch_fused", "loss": "vocabulary",
         "save_every": 3,
     }  # fmt: skip
     return TrainConfig.model_validate(composed()["train"] | quick | changes)

@@ -188,19 +188,19 @@ def _sum_overlaps(scored: Sequence[int | None]) -> Overlap | None:
 
 def _stored_predictions_hold(member: Member) -> bool:
     """Whether scoring the run again under the command's overrides would give its stored predictions."""
+    stored, current = member.run.settings(), member.config.model_dump(mode="json")
+    decisive = ("model", "prompt", "fold", "debug")
+    same = all(_contains(current[name], stored[name]) for name in decisive)
+    same &= all(current["eval"][key] == stored["eval"][key] for key in ("swap", "swap_share"))
+    same &= current["head"]["kind"] == stored.get("head", {"kind": "lm"})["kind"]
+    return member.run.predictions.is_file() and same
 
-    def decisive(settings: Mapping[str, Any]) -> list[Any]:
-        evaluation = settings["eval"]
-        sections = [settings[name] for name in ("model", "prompt", "fold", "debug")]
-        return [*sections, settings["head"]["kind"], evaluation["swap"], evaluation["swap_share"]]
 
-    stored = {
-        "head": {"kind": "lm"},
-        **member.run.settings(),
-    }  # runs of earlier versions have no such section
-    return member.run.predictions.is_file() and decisive(stored) == decisive(
-        member.config.model_dump(mode="json")
-    )
+def _contains(current: Any, stored: Any) -> bool:
+    """Whether all stored values are current ones; keys that an earlier version did not have may be added."""
+    if isinstance(stored, Mapping):
+        return all(key in current and _contains(current[key], value) for key, value in stored.items())
+    return bool(current == stored)
 
 
 def _stored_predictions(run: Run) -> Predictions:

@@ -53,6 +53,10 @@ class ModelConfig(Section):
     """Maximum tokens in a row; ``prompt.max_tokens`` may not exceed it."""
     learning_rate: PositiveFloat
     """Default of ``train.learning_rate`` for adapters of this model."""
+    epochs: PositiveInt
+    """Default of ``train.epochs``."""
+    first_layer: NonNegativeInt
+    """Default of ``lora.first_layer``."""
 
 
 class LoraConfig(Section):

@@ -17,7 +17,9 @@ import yaml
 from tiny import save_tiny_llama
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["data.rows=60", "data.folds=3", "train.max_steps=3", "train.rows_per_step=4"]
+SMALL = [
+    "data.rows=60", "data.folds=3", "train.max_steps=3", "train.rows_per_step=4", "model.first_layer=0",
+]  # fmt: skip
 V2 = [*SMALL, "prompt=v2"]
 
 
@@ -115,6 +117,7 @@ def test_a_sweep_keeps_its_jobs_apart_and_needs_every_fold_to_merge(
 def test_ctrl_c_and_resume(tiny_folder: Path, tmp_path: Path) -> None:
     arguments = [
         *SMALL[:2],
+        SMALL[-1],
         "train.rows_per_step=1",
         "train.epochs=40",
         "train.save_every=5",

@@ -48,7 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(path: Path, *overrides: str) -> Config:
     return config(
         "data=lmsys", f"data.path={path / 'train.csv'}", f"data.folds={FOLDS}", "train.max_steps=2",
-        "train.learning_rate=0.02", f"model.path={path / 'model'}", "prompt.max_tokens=256", *overrides,
+        "train.learning_rate=0.02", f"model.path={path / 'model'}", "prompt.max_tokens=256",
+        "model.first_layer=0", "model.epochs=1", *overrides,
     )  # fmt: skip
 
 
