@@ -57,6 +57,8 @@ class ModelConfig(Section):
     """Default of ``train.epochs``."""
     first_layer: NonNegativeInt
     """Default of ``lora.first_layer``."""
+    label_smoothing: float = Field(ge=0, lt=1)
+    """Default of ``train.label_smoothing``."""
 
 
 class LoraConfig(Section):
