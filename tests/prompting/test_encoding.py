@@ -34,7 +34,7 @@ ROW = Comparison("7", ("Hi", "More?"), ("Hello!", "No."), ("Yo", "Yes."), label=
 LONG = Comparison(
     "9", ("Tell me. " * 90, "And now? " * 30), ("It is so. " * 99, "Yes. " * 5), ("川の流れ" * 40, "否" * 300)
 )
-BUDGET = 260
+BUDGET = 280
 
 chunks = st.one_of(
     st.text(st.characters(codec=None), max_size=12),
