@@ -38,7 +38,6 @@ from lmsys_unsloth.train.metric_logger import MetricLogger
 from lmsys_unsloth.train.steps import Step
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, steps: StepDataset, config: TrainConfig,
         groups: list[dict[str, Any]], run: Run, seed: int, metric_logger: MetricLogger,
     ) -> None:  # fmt: skip
-        model = cast("PeftModel", decoder.model)
+        model = decoder.model
         self.decoder, self.steps, self.train_config = decoder, steps, config
         self.groups, self.memory = groups, memory.Releaser()
         self.tokens_limit: int | None = None

@@ -139,10 +139,11 @@ def train(
         trainer.add_callback(stopping)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if resumed_at is None else str(run.checkpoint(resumed_at)))
+    done = trainer.state.global_step  # fewer than planned if it stopped early
     summary = {
-        "steps": len(steps),
+        "steps": done,
         "resumed_at_step": resumed_at or 0,
-        **_speed(steps[resumed_at or 0 :], lengths, time.perf_counter() - started),
+        **_speed(steps[resumed_at or 0 : done], lengths, time.perf_counter() - started),
         "padding_share": padding,
         "fast": packed,
         "peak_memory_gb": memory.peak_gb(),

@@ -69,8 +69,10 @@ def test_training_stops_after_evaluations_without_improvement(folder: Path, tmp_
     run = Run(tmp_path)
     settings = EVERY_TWO.model_copy(update={"epochs": 30, "patience": 3})
     fit(adapted(folder), folder, run, settings, early_stopping=wrong)
-    best = json.loads(run.training.read_text())["best_step"]
+    account = json.loads(run.training.read_text())
+    best = account["best_step"]
     assert [step for step in curve(run) if step > best] == [best + 2, best + 4, best + 6]
+    assert account["steps"] == best + 6
 
 
 def test_the_best_step_survives_a_kill(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
