@@ -1,4 +1,4 @@
-"""Training the linear layers themselves: it learns, resumes, reloads exactly and starts from earlier runs."""
+"""Training other weights than plain LoRA: it learns, reloads exactly and starts from earlier runs."""
 
 from __future__ import annotations
 
@@ -91,3 +91,19 @@ def test_the_memory_of_full_fine_tuning_is_forecast(folder: Path) -> None:
     ]
     trained = sum(p.numel() for p in trained_parameters(trainable(folder, lora)).values())
     assert sizes[0] - sizes[1] == 4 * 4 * trained
+
+
+def test_dora_trains_reloads_and_is_continued(folder: Path, tmp_path: Path) -> None:
+    dora = LORA.model_copy(update={"use_dora": True})
+    model = trainable(folder, dora)
+    assert any("lora_magnitude_vector" in name for name in trained_parameters(model))
+    before = {name: weight.detach().clone() for name, weight in trained_parameters(model).items()}
+    fit(model, folder, Run(tmp_path), TRAIN)
+    assert all(not torch.equal(weight, before[name]) for name, weight in trained_parameters(model).items())
+    trained_weights.save_adapters(model, tmp_path / "adapter", model_config(folder))
+    base = loading.load_model(model_config(folder))
+    reloaded = with_head(trained_weights.load_adapters(base, tmp_path / "adapter"))
+    assert np.array_equal(scores(reloaded), scores(model))
+    other = trainable(folder, dora)
+    trained_weights.continue_from(other, tmp_path / "adapter")
+    assert np.array_equal(scores(other), scores(model))
