@@ -67,34 +67,26 @@ class Regression:
         return probabilities
 
 
-def fit_regression(
-    inputs: Floats, labels: Ints, names: Sequence[str], *, strength: float, standardise: bool
-) -> Regression:
-    """Fit labels ``[n]`` by inputs ``[n, inputs]``, with the inverse L2 penalty ``strength``."""
+def fit_form(matrix: Floats, labels: Ints) -> Regression:
+    """Fit the labels ``[n]`` by features ``[n, features]``; unlabelled rows are left out."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
+    matrix, labels = matrix[labels >= 0], labels[labels >= 0]
     prior, seen = class_prior(labels).tolist(), np.unique(labels).tolist()
-    mean, scale = np.zeros(len(names)), np.ones(len(names))
     if len(seen) < 2:
-        return Regression(tuple(names), mean.tolist(), scale.tolist(), (), (), (), prior)
-    if standardise:
-        scaler = StandardScaler().fit(inputs)
-        mean, scale = scaler.mean_, scaler.scale_
-    model = LogisticRegression(C=strength, max_iter=1000).fit((inputs - mean) / scale, labels)
+        zeros = [0.0] * len(FEATURES)
+        return Regression(FEATURES, zeros, [1.0] * len(FEATURES), (), (), (), prior)
+    scaler = StandardScaler().fit(matrix)
+    model = LogisticRegression(C=REGULARISATION, max_iter=1000).fit(scaler.transform(matrix), labels)
     coefficients, intercept = model.coef_, model.intercept_
     if len(seen) == 2:  # scikit-learn gives the logit of the second outcome only
         coefficients = np.vstack([np.zeros_like(coefficients), coefficients])
         intercept = np.concatenate([[0.0], intercept])
     return Regression(
-        tuple(names), mean.tolist(), scale.tolist(), seen, coefficients.tolist(), intercept.tolist(), prior
-    )
-
-
-def fit_form(matrix: Floats, labels: Ints) -> Regression:
-    """Fit the labels ``[n]`` by features ``[n, features]``; unlabelled rows are left out."""
-    known = labels >= 0
-    return fit_regression(matrix[known], labels[known], FEATURES, strength=REGULARISATION, standardise=True)
+        FEATURES, scaler.mean_.tolist(), scaler.scale_.tolist(), seen, coefficients.tolist(),
+        intercept.tolist(), prior,
+    )  # fmt: skip
 
 
 def logistic_regression(train: Sequence[Comparison], validation: Sequence[Comparison]) -> Floats:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
-from lmsys_unsloth.evaluate.baselines import Regression, fit_form, fit_regression, predict_parts
+from lmsys_unsloth.evaluate.baselines import Regression, class_prior, fit_form, predict_parts
 from lmsys_unsloth.evaluate.bootstrap import random_parts
 from lmsys_unsloth.evaluate.calibration import EPSILON, Floats, Ints, apply_temperature, fit_temperature
 
@@ -25,12 +27,8 @@ Method = Literal["none", "temperature", "stack"]
 INPUTS = ("worth, model", "tie, model", "worth, form", "tie, form")
 """Inputs of the stack: the two contrasts of each predictor's log-probabilities."""
 
-STRENGTH = 1.0
-"""Inverse L2 penalty of the stack, for each row once. With four inputs on the scale of logits this is weak
-enough to sharpen a regression on form that was fitted on few rows."""
-
-_SWAPPED_INPUTS = np.array([-1.0, 1.0, -1.0, 1.0])
-_SWAPPED_LABELS = np.array([1, 0, 2])
+PENALTY = 4.0
+"""Penalty of a squared deviation of a weight from its start, in units of log loss summed over rows."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +73,29 @@ def stack_inputs(calibrated: Floats, form: Floats) -> Floats:
 
 
 def fit_stack(calibrated: Floats, form: Floats, labels: Ints) -> Regression:
-    """Fit the stack on rows in both orders, so that it treats the two responses alike.
+    """Fit the stack: weights of both predictors for worth and for ties, and an intercept for ties.
 
-    Compared on simulated rows (80, 300 and 1,500) with models that were good, weak, overconfident, useless
-    or biased to one position, this had a lower log loss than the same regression on one order (except with a
-    strong position bias), than regressions on the features instead of their predictions, and than a
-    weighted product of both predictions.
+    With weights of 1/2 and no intercept it is the normalised geometric mean of both predictions. From there
+    it moves as far as the labels outweigh the penalty, so that few rows, or rows of few prompts, do not lead
+    to extreme weights. The two responses are treated alike: swapping them swaps the prediction.
+
+    Compared on runs of the simulated arena, this had a lower log loss than a regression whose weights are
+    drawn towards zero; with 35 prompts of real comparisons that regression was worse than either predictor.
     """
-    inputs = stack_inputs(calibrated, form)
-    both = np.vstack([inputs, inputs * _SWAPPED_INPUTS])
-    outcomes = np.concatenate([labels, _SWAPPED_LABELS[labels]])
-    return fit_regression(both, outcomes, INPUTS, strength=STRENGTH / 2, standardise=False)
+    worth_model, tie_model, worth_form, tie_form = stack_inputs(calibrated, form).T
+    start = np.array([0.5, 0.5, 0.5, 0.5, 0.0])
+
+    def loss(weights: Floats) -> float:
+        worth = weights[0] * worth_model + weights[1] * worth_form
+        tie = weights[2] * tie_model + weights[3] * tie_form + weights[4]
+        chosen = log_softmax(np.column_stack([worth, -worth, tie]), axis=1)[np.arange(len(labels)), labels]
+        return float(PENALTY * ((weights - start) ** 2).sum() - chosen.sum())
+
+    a, b, c, d, intercept = minimize(loss, start, method="L-BFGS-B").x.tolist()
+    coefficients = ((a, 0.0, b, 0.0), (-a, 0.0, -b, 0.0), (0.0, c, 0.0, d))
+    zeros, ones = (0.0,) * len(INPUTS), (1.0,) * len(INPUTS)
+    prior = class_prior(labels).tolist()
+    return Regression(INPUTS, zeros, ones, (0, 1, 2), coefficients, (0.0, 0.0, intercept), prior)
 
 
 def adjust_parts(
