@@ -33,7 +33,7 @@ demo: $(READY) ## fine-tune SmolLM2 on the simulated arena and score the held-ou
 test: $(READY) ## run every test that a CPU can run (ARGS="-k prompts")
 	$(PYTEST) $(PARALLEL) $(ARGS)
 
-test-fast: $(READY) ## run the tests not marked slow: under a minute
+test-fast: $(READY) ## run the tests not marked slow: one to two minutes
 	$(PYTEST) $(PARALLEL) -m "not slow and not gpu" $(ARGS)
 
 test-portable: $(READY) ## run the numeric tests as an older CPU with one thread computes them
