@@ -79,7 +79,7 @@ def fit_stack(calibrated: Floats, form: Floats, labels: Ints) -> Regression:
     it moves as far as the labels outweigh the penalty, so that few rows, or rows of few prompts, do not lead
     to extreme weights. The two responses are treated alike: swapping them swaps the prediction.
 
-    On nine runs of the simulated arena this had a lower log loss than a regression whose weights are
+    On runs of the simulated arena this had a lower log loss than a regression whose weights are
     drawn towards zero; with 35 prompts of real comparisons that regression was worse than either predictor.
     """
     worth_model, tie_model, worth_form, tie_form = stack_inputs(calibrated, form).T

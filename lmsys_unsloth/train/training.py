@@ -116,9 +116,7 @@ def train(
         steps = _merge_as_memory_allows(steps, decoder, lengths)
     checkpointing = _set_checkpoints(decoder, config, steps, lengths)
     if isinstance(decoder, FastDecoder):
-        decoder.neftune_alpha = config.neftune_alpha
-        if config.epochs > 1 and not config.neftune_alpha:
-            decoder.keep_frozen_states(sum(lengths), FROZEN_STATES_SHARE * memory.free_bytes())
+        _set_up_frozen_layers(decoder, config, lengths)
     log.info(
         "training on %d rows: %d steps of up to %d rows, %s, %s",
         len(rows), len(steps), config.rows_per_step,
@@ -147,14 +145,25 @@ def train(
         "padding_share": padding,
         "fast": packed,
         "peak_memory_gb": memory.peak_gb(),
+        **(_use_best(stopping, early_stopping) if stopping is not None else {}),
     }
-    if stopping is not None:
-        best = stopping.load_best()
-        log.info("the weights of step %d are kept: loss %.4f on the early-stopping set", best.step, best.loss)
-        prompts = {row.comparison.prompts for row in early_stopping}
-        summary |= {"best_step": best.step, "early_stopping_prompts": len(prompts)}
     metric_logger.summarize({f"train/{key}": value for key, value in summary.items()})
     write_json(run.training, {**summary, "learning_curve": _learning_curve(trainer)})
+
+
+def _set_up_frozen_layers(decoder: FastDecoder, config: TrainConfig, lengths: Sequence[int]) -> None:
+    """Set the noise of the embeddings; without noise, keep the states of frozen layers for all epochs."""
+    decoder.neftune_alpha = config.neftune_alpha
+    if config.epochs > 1 and not config.neftune_alpha:
+        decoder.keep_frozen_states(sum(lengths), FROZEN_STATES_SHARE * memory.free_bytes())
+
+
+def _use_best(stopping: EarlyStopping, rows: Sequence[EncodedRow]) -> dict[str, int]:
+    """Load the weights of the best step; returns what ``training.json`` says of the choice."""
+    best = stopping.load_best()
+    log.info("the weights of step %d are kept: loss %.4f on the early-stopping set", best.step, best.loss)
+    prompts = {row.comparison.prompts for row in rows}
+    return {"best_step": best.step, "early_stopping_prompts": len(prompts)}
 
 
 def _plan(
