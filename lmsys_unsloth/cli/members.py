@@ -11,6 +11,7 @@ import numpy as np
 
 from lmsys_unsloth.cli.arguments import Member
 from lmsys_unsloth.cli.prepare import prepare_scoring
+from lmsys_unsloth.config.checks import TRAINED_HEADS
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
@@ -74,7 +75,7 @@ def require_averageable(members: Sequence[Member], *, own: bool) -> None:
         )
     first = members[0]
     for member in members:
-        if member.config.lora.kind == "full" or member.config.head.kind in ("lm_trained", "linear"):
+        if member.config.lora.kind == "full" or member.config.head.kind in TRAINED_HEADS:
             raise UserError(
                 f"{member.run.path}: eval.average=weights averages LoRA adapters only, but this run has "
                 f"lora.kind={member.config.lora.kind}, head.kind={member.config.head.kind}.\n{remedy}"

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lmsys_unsloth.config.checks import TRAINED_HEADS
 from lmsys_unsloth.config.schema import HeadConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model.batch import Batch
@@ -61,7 +62,7 @@ class AnswerHead(nn.Module):
         self.register_parameter("weight", self._initial_weight(model, seed))
 
     def _initial_weight(self, model: nn.Module, seed: int) -> nn.Parameter | None:
-        if self.kind in ("lm", "davidson"):
+        if self.kind not in TRAINED_HEADS:
             return None
         if not self.single:
             raise ValueError(f"head {self.kind}: the answers {self.answer_ids} must be one token each")
