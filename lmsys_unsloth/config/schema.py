@@ -130,8 +130,10 @@ class TrainConfig(Section):
     """Weight decay of AdamW."""
     max_grad_norm: PositiveFloat | None
     """Norm to which gradients are clipped; null: no clipping."""
-    optimizer: Literal["adamw_8bit", "adamw_torch_fused", "adamw_torch"]
-    """AdamW with 8-bit states, fused, or plain; a CPU always uses ``adamw_torch_fused``."""
+    optimizer: Literal["auto", "adamw_torch_fused", "adamw_8bit", "adamw_torch"]
+    """AdamW: fused, with 8-bit states (a quarter of the memory, but slower), or plain. ``auto``: 8-bit states
+    for fully trained models of a billion weights and more on a GPU, else fused. A CPU always uses the fused
+    one."""
     loss: Literal["answers", "vocabulary", "answer_eos"]
     """Cross-entropy over the answers only, over the whole vocabulary, or over the whole vocabulary for the
     answer and the end-of-sequence token after it."""
@@ -174,8 +176,9 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """Scoring of validation or unlabelled rows."""
 
-    tokens_per_batch: PositiveInt
-    """Maximum rows × longest row in one forward pass; a longer single row is processed alone."""
+    tokens_per_batch: Annotated[int | Literal["auto"], BeforeValidator(_positive_or_auto)]
+    """Maximum rows × longest row in one forward pass; a longer single row is processed alone. ``auto``: 8,192
+    tokens, and 32,768 on a GPU."""
     swap: Literal["none", "average", "uncertain"]
     """Rows that are scored again with responses A and B swapped, and averaged over both orders. ``none``:
     no row. ``average``: every row. ``uncertain``: the least certain rows, as many as ``swap_share`` says."""

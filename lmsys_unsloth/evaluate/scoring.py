@@ -91,6 +91,8 @@ def predict_rows(model: nn.Module, prepared: Prepared, config: Config) -> tuple[
     rows, encoder = prepared.scored, prepared.encoder
     decoder = choose_decoder(model, rows, fast=config.train.fast)
     tokens, swap = config.eval.tokens_per_batch, config.eval.swap
+    if tokens == "auto":
+        tokens = 32768 if torch.cuda.is_available() else 8192
     started = time.perf_counter()
     logits = answer_logits(decoder, rows, tokens)
     probabilities = _to_probabilities(logits)

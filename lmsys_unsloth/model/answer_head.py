@@ -23,6 +23,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model.batch import Batch
 from lmsys_unsloth.model.decoder import Decoder, causal_lm
 from lmsys_unsloth.model.lm_head import cap_logits, head_logits, lm_head_rows
+from lmsys_unsloth.model.packing import to_device
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 
 FILE = "head.safetensors"
@@ -137,7 +138,8 @@ class AnswerHead(nn.Module):
 
     def _among_all(self, logits: Tensor) -> Tensor:
         """Log-probabilities ``[rows, answers]`` from the logits of the vocabulary."""
-        return logits[:, [ids[0] for ids in self.answer_ids]] - logits.logsumexp(dim=-1, keepdim=True)
+        chosen = torch.stack([logits[:, ids[0]] for ids in self.answer_ids], dim=1)
+        return chosen - logits.logsumexp(dim=-1, keepdim=True)
 
     def save(self, folder: Path) -> None:
         """Write trained weights, with kind and answers as metadata, into ``folder``; nothing without any."""
@@ -210,7 +212,7 @@ def answer_head(model: nn.Module) -> AnswerHead:
 
 def exchange_answers(values: Tensor) -> Tensor:
     """Exchange the columns of A and B in ``[rows, answers]``."""
-    return torch.cat([values[:, [1, 0]], values[:, 2:]], dim=1)
+    return torch.cat([values[:, 1:2], values[:, :1], values[:, 2:]], dim=1)
 
 
 def average_orders(logits: Tensor, swapped: Tensor) -> Tensor:
@@ -242,7 +244,7 @@ def _slot_states(decoder: Decoder, batch: Batch) -> Tensor:
 def _extend(batch: Batch, added: Sequence[Sequence[int]]) -> tuple[Tensor, list[int]]:
     """Append tokens to each row; returns concatenated ids ``[tokens]`` and the rows' lengths."""
     rows = torch.split(batch.input_ids, list(batch.lengths))
-    tokens = torch.tensor([i for ids in added for i in ids], dtype=torch.int64, device=batch.input_ids.device)
+    tokens = to_device(torch.tensor([i for ids in added for i in ids]).long(), batch.input_ids.device)
     tails = torch.split(tokens, [len(ids) for ids in added])
     extended = torch.cat([part for pair in zip(rows, tails, strict=True) for part in pair])
     return extended, [length + len(ids) for length, ids in zip(batch.lengths, added, strict=True)]
@@ -252,5 +254,4 @@ def _log_probability(decoder: Decoder, batch: Batch, ids: Sequence[int]) -> Tens
     """``log p(ids | prompt)``, float32 ``[rows]``; all but the last answer token extend the prompt."""
     states = decoder(*_extend(batch, [ids[:-1]] * len(batch)), last=len(ids))
     log_probabilities = head_logits(decoder.model, states).log_softmax(dim=-1)
-    chosen = torch.tensor(ids, device=states.device).expand(len(batch), -1)[..., None]
-    return log_probabilities.gather(2, chosen).squeeze(-1).sum(dim=1)
+    return torch.stack([log_probabilities[:, i, token] for i, token in enumerate(ids)]).sum(dim=0)

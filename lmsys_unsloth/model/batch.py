@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmsys_unsloth.model.packing import to_device
+
 MicroBatch = tuple[int, ...]
 """Indices of rows that are computed together."""
 
@@ -36,7 +38,8 @@ class Batch:
         return len(self) * max(self.lengths)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device), self.lengths, self.targets.to(device), self.rows_per_unit)
+        input_ids, targets = (to_device(values, device) for values in (self.input_ids, self.targets))
+        return Batch(input_ids, self.lengths, targets, self.rows_per_unit)
 
     def split(self, tokens: int) -> list[Batch]:
         """Split the rows into batches of at most ``tokens`` padded tokens; a longer unit forms its own batch.
@@ -52,7 +55,7 @@ class Batch:
             Batch(
                 torch.cat([ids[row] for row in part]),
                 tuple(self.lengths[row] for row in part),
-                self.targets[list(part)],
+                torch.stack([self.targets[row] for row in part]),
                 self.rows_per_unit,
             )
             for part in split_by_budget(units, self.lengths, tokens, rows_per_batch=len(self))

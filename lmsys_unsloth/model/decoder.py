@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from lmsys_unsloth.model import attention, layers
-from lmsys_unsloth.model.layers import Kernels
+from lmsys_unsloth.model.layers import Kernels, rope_frequencies
 from lmsys_unsloth.model.memory import WORKSPACE, layer_bytes_per_token
 from lmsys_unsloth.model.packing import PackedRows
 
@@ -104,11 +104,21 @@ class FastDecoder:
         """Scale of uniform noise on the embeddings in training: alpha / sqrt(tokens * width)
         (arXiv:2310.05914)."""
         self._frozen_states: dict[bytes, Tensor] | None = None
+        weight, (frequencies, self._rope_factor) = (
+            self.decoder.embed_tokens.weight,
+            rope_frequencies(self.config),
+        )
+        self._frequencies = frequencies.to(weight.device)
+        # Rounded to the model's dtype, as it was when Gemma 2 was trained.
+        self._embedding_factor = torch.tensor(self.config.hidden_size**0.5, dtype=weight.dtype).item()
 
     def __call__(self, input_ids: Tensor, lengths: Sequence[int], last: int = 1) -> Tensor:
         rows = PackedRows(tuple(lengths), tuple(lengths), input_ids.device)
         with torch.no_grad():
-            table = layers.rope_table(self.config, rows.positions, self.decoder.embed_tokens.weight.dtype)
+            dtype = self.decoder.embed_tokens.weight.dtype
+            table = layers.rope_table(self._frequencies, self._rope_factor, rows.positions, dtype)
+            if self.kernels is not None:  # the kernel computes in the dtype of the table
+                table = table[0].float(), table[1].float()
             x = self._run_frozen_layers(input_ids, rows, table)
         last_layer = len(self.layers) - 1
         for index in range(min(self.first_trained, last_layer), last_layer):
@@ -197,8 +207,7 @@ class FastDecoder:
             scale = self.neftune_alpha / (lengths * weight.shape[1]).float().sqrt()
             x = x + (scale[:, None] * torch.empty_like(x, dtype=torch.float32).uniform_(-1, 1)).to(x.dtype)
         if self.gemma:
-            # The factor is rounded to the model's dtype, as it was when Gemma 2 was trained.
-            x = x * torch.tensor(self.config.hidden_size**0.5, dtype=weight.dtype, device=x.device)
+            x = x * self._embedding_factor
         return x
 
     def _layer(
@@ -216,7 +225,7 @@ class FastDecoder:
             k, v = (layers.linear(projection, h) for projection in (own.k_proj, own.v_proj))
             x, kernels, q_table = x[:, chosen], None, (table[0][chosen], table[1][chosen])
         q, k, v = (states.view(states.shape[1], -1, own.head_dim) for states in (q, k, v))
-        q, k = layers.apply_rope(q, q_table), layers.apply_rope(k, table)
+        q, k = layers.apply_rope(q, k, q_table, table, kernels)
         attend = attention.choose_attention(rows, q.dtype, self.cap)
         heads = attend(q, k, v, rows, own.scaling, self.cap, self._window(index)).reshape(1, len(q), -1)
         h = layers.project_output(own, heads, kernels)

@@ -25,6 +25,8 @@ class Kernels:
 
     rms_norm: Callable[..., Tensor]
     """``fast_rms_layernorm(module, x, gemma=False)``."""
+    rope: Callable[..., tuple[Tensor, Tensor]]
+    """``fast_rope_embedding(q, k, cos, sin)``: rotates ``[1, heads, tokens, head_dim]``, in place."""
 
 
 def fused_function(module: nn.Module, name: str) -> Any:
@@ -157,10 +159,11 @@ def _activate(gate: Tensor, activation: str) -> Tensor:
     raise ValueError(f"activation {activation!r}: known are silu (Llama) and gelu_pytorch_tanh (Gemma 2)")
 
 
-def rope_table(config: Any, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines ``[tokens, 1, head_dim / 2]`` of rotary embeddings (Su et al., arXiv:2104.09864).
+def rope_frequencies(config: Any) -> tuple[Tensor, float]:
+    """Angles per position ``[head_dim / 2]`` of rotary embeddings (Su et al., arXiv:2104.09864).
 
-    Computed here and not by the model's module, which unsloth replaces on CUDA.
+    Cosines and sines are multiplied by the factor that is returned too. Computed here and not by the model's
+    module, which unsloth replaces on CUDA.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -168,16 +171,34 @@ def rope_table(config: Any, positions: Tensor, dtype: torch.dtype) -> tuple[Tens
     if rope["rope_type"] == "default":
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        frequencies, factor = 1.0 / rope["rope_theta"] ** exponents, 1.0
-    else:
-        frequencies, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
-    angles = positions[:, None, None].float() * frequencies.to(positions.device)
+        return 1.0 / rope["rope_theta"] ** exponents, 1.0
+    frequencies, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+    return frequencies, float(factor)
+
+
+def rope_table(
+    frequencies: Tensor, factor: float, positions: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines ``[tokens, 1, head_dim / 2]`` for :func:`apply_rope`."""
+    angles = positions[:, None, None].float() * frequencies
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
-def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate ``x`` ``[tokens, heads, head_dim]`` by its positions, pairing halves as transformers does."""
-    return cast(Tensor, _Rope.apply(x, *table))  # type: ignore[no-untyped-call]
+def apply_rope(
+    q: Tensor, k: Tensor, q_table: tuple[Tensor, Tensor], k_table: tuple[Tensor, Tensor],
+    kernels: Kernels | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Rotate ``[tokens, heads, head_dim]`` by their positions, pairing halves as transformers does.
+
+    With kernels ``q`` and ``k`` must have the same positions, and may be overwritten.
+    """
+    if kernels is None:
+        return cast(
+            tuple[Tensor, Tensor],
+            tuple(_Rope.apply(x, *table) for x, table in ((q, q_table), (k, k_table))),  # type: ignore[no-untyped-call]
+        )
+    q, k = kernels.rope(*(x[None].transpose(1, 2) for x in (q, k)), *k_table)
+    return q.transpose(1, 2)[0], k.transpose(1, 2)[0]
 
 
 class _Rope(torch.autograd.Function):
@@ -185,8 +206,8 @@ class _Rope(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.table = cos, sin
-        return _Rope.rotate(x, cos, sin)
+        ctx.table = cos.to(x.dtype), sin.to(x.dtype)
+        return _Rope.rotate(x, *ctx.table)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

@@ -24,7 +24,7 @@ def head_logits(model: nn.Module, states: Tensor, ids: Sequence[int] | None = No
 def lm_head_rows(model: nn.Module, ids: Sequence[int] | None = None) -> Tensor:
     """Return the LM head's weight rows of vocabulary entries (None: all), ``[ids, width]``."""
     weight = cast(nn.Linear, causal_lm(model).get_output_embeddings()).weight  # type: ignore[operator]
-    return weight if ids is None else weight[torch.tensor(ids, device=weight.device)]
+    return weight if ids is None else torch.stack([weight[index] for index in ids])
 
 
 def cap_logits(model: nn.Module, logits: Tensor) -> Tensor:

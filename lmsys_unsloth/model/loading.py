@@ -102,6 +102,7 @@ def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Modu
             load_in_4bit=config.load_in_4bit,
             use_gradient_checkpointing=unsloth_checkpointing(train),
             trust_remote_code=False,
+            offload_embedding=False,  # by default unsloth moves the embeddings to the CPU on small GPUs
             **options,
         )
     if config.load_in_4bit and make_resident(model, config.resident):
@@ -145,6 +146,6 @@ def make_decoder(model: nn.Module, *, fast: bool) -> Decoder:
     if not torch.cuda.is_available():
         return FastDecoder(model)
     import_unsloth()
-    from unsloth.kernels import fast_rms_layernorm
+    from unsloth.kernels import fast_rms_layernorm, fast_rope_embedding
 
-    return FastDecoder(model, Kernels(fast_rms_layernorm))
+    return FastDecoder(model, Kernels(fast_rms_layernorm, fast_rope_embedding))

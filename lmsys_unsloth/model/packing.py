@@ -6,9 +6,19 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def to_device(values: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """Copy numbers to a device; to a GPU from pinned memory, so that the CPU need not wait for the copy."""
+    tensor = torch.as_tensor(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -16,7 +26,7 @@ class PackedRows:
     """Layout of rows concatenated along one axis of ``n_tokens`` positions.
 
     Queries may be computed for the last positions of each row only, keys and values for all of them: the
-    last decoder layer needs its output at the answer slot alone.
+    last decoder layer needs its output at the answer slot alone. All indices are computed on the CPU.
     """
 
     lengths: tuple[int, ...]
@@ -33,25 +43,24 @@ class PackedRows:
     @functools.cached_property
     def positions(self) -> Tensor:
         """Position of each token in its own row, int64 ``[n_tokens]``."""
-        return torch.arange(self.n_tokens, device=self.device) - self.offsets[self.row_ids]
+        return to_device(np.concatenate([np.arange(length) for length in self.lengths]), self.device)
 
     @functools.cached_property
     def row_ids(self) -> Tensor:
         """Index of the row of each token, int64 ``[n_tokens]``."""
-        lengths = torch.tensor(self.lengths, device=self.device)
-        return torch.repeat_interleave(lengths, output_size=self.n_tokens)  # the size avoids a GPU sync
+        return to_device(np.repeat(np.arange(len(self.lengths)), self.lengths), self.device)
 
     @functools.cached_property
     def offsets(self) -> Tensor:
         """Index of the first token of each row, then ``n_tokens``; int32 ``[rows + 1]``."""
-        ends = torch.tensor((0, *self.lengths), dtype=torch.int32, device=self.device)
-        return ends.cumsum(0, dtype=torch.int32)
+        return to_device(np.cumsum((0, *self.lengths), dtype=np.int32), self.device)
 
     def select_last(self, count: int) -> tuple[Tensor, PackedRows]:
         """Return the indices ``[rows * count]`` of the last positions, and a layout with queries at these."""
-        ends = torch.tensor(self.lengths, device=self.device).cumsum(0)
-        index = (ends[:, None] - torch.arange(count, 0, -1, device=self.device)).reshape(-1)
-        return index, PackedRows(self.lengths, (count,) * len(self.lengths), self.device)
+        index = (np.cumsum(self.lengths)[:, None] - np.arange(count, 0, -1)).reshape(-1)
+        return to_device(index, self.device), PackedRows(
+            self.lengths, (count,) * len(self.lengths), self.device
+        )
 
     def block_mask(self, window: int | None) -> Any:
         """FlexAttention's mask for causal attention within each row, cached per window.

@@ -46,6 +46,13 @@ log = logging.getLogger(__name__)
 _WEIGHTS = "weights.safetensors"
 """Name of the trained weights in a checkpoint."""
 
+LARGE = 10**9
+"""Number of trained weights from which ``train.optimizer=auto`` chooses 8-bit states.
+
+The 32-bit states then take 8 GB and more. Those of adapters of rank 16 take 0.3 GB for Llama 3 8B, and the
+8-bit optimiser waits for the GPU after every tensor: 4.3 ms a step against 0.5 for 112 tensors (H200).
+"""
+
 
 class StepDataset(torch.utils.data.Dataset[list[Batch]]):
     """Dataset whose item ``i`` holds the micro-batches of optimiser step ``i``."""
@@ -236,12 +243,13 @@ def _arguments(decoder: Decoder, config: TrainConfig, steps: int, checkpoints: P
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm or 0.0,  # 0 switches clipping off
         neftune_noise_alpha=noise,
-        optim=config.optimizer if on_gpu else "adamw_torch_fused",  # 8-bit optimiser states need a GPU
+        optim=_optimizer(config, trained=sum(p.numel() for p in trained_parameters(decoder.model).values())),
         bf16=on_gpu and dtype == torch.bfloat16,
         fp16=on_gpu and dtype == torch.float16,
         use_cpu=not on_gpu,
         gradient_checkpointing=False,  # done by the decoder or by unsloth
         logging_steps=config.log_every,
+        logging_nan_inf_filter=False,  # would wait for the GPU at every step
         save_strategy="steps",
         save_steps=config.save_every,
         save_total_limit=2,  # the newest may be incomplete after a kill
@@ -253,6 +261,15 @@ def _arguments(decoder: Decoder, config: TrainConfig, steps: int, checkpoints: P
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+
+
+def _optimizer(config: TrainConfig, trained: int) -> str:
+    """Name of the optimiser in transformers for a number of trained weights."""
+    if not torch.cuda.is_available():
+        return "adamw_torch_fused"  # 8-bit states need a GPU
+    if config.optimizer != "auto":
+        return config.optimizer
+    return "adamw_8bit" if trained >= LARGE else "adamw_torch_fused"
 
 
 class _ProgressCallback(TrainerCallback):  # type: ignore[misc]

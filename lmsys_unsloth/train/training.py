@@ -25,7 +25,6 @@ from lmsys_unsloth.train.early_stopping import KEY, EarlyStopping, mean_loss
 from lmsys_unsloth.train.metric_logger import MetricLogger
 from lmsys_unsloth.train.parameter_groups import parameter_groups
 from lmsys_unsloth.train.steps import (
-    MAX_MERGED_TOKENS,
     PLANNED_TOKENS,
     Step,
     group_indices,
@@ -188,7 +187,7 @@ def _merge_as_memory_allows(
 ) -> list[Step]:
     """Merge micro-batches within each step as far as all their activations fit into memory."""
     fit = decoder.max_micro_batch_tokens(max(lengths), ACTIVATION_SHARE * memory.free_bytes())
-    return [merge_micro_batches(step, lengths, min(fit, MAX_MERGED_TOKENS)) for step in steps]
+    return [merge_micro_batches(step, lengths, fit) for step in steps]
 
 
 def _speed(done: Sequence[Step], lengths: Sequence[int], seconds: float) -> dict[str, float]:

@@ -96,6 +96,21 @@ def test_losses_and_gradients_of_both_decoders_agree(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_training_step_never_waits_for_the_gpu(architecture: Architecture, tmp_path: Path) -> None:
+    config = random_model(architecture, tmp_path)
+    model = trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    decoder = loading.make_decoder(model, fast=True)
+    batch = collate([np.full(n, 7) for n in LENGTHS], np.eye(3)[[0, 1, 2, 0]])
+    device = torch.device("cuda")
+    loss_of(decoder, batch.to(device)).backward()  # compiles kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss_of(decoder, batch.to(device)).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_activation_bytes_are_what_is_kept(architecture: Architecture, tmp_path: Path) -> None:
     config = random_model(architecture, tmp_path)
     model = trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)

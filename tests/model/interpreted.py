@@ -33,7 +33,7 @@ def main(architecture: Any, folder: Path) -> None:
     without_gpu(unsloth)
     from gpu.test_fast_path import LORA, random_model
     from training_cases import TRAIN
-    from unsloth.kernels import fast_rms_layernorm
+    from unsloth.kernels import fast_rms_layernorm, fast_rope_embedding
 
     config = random_model(architecture, folder, width=64, load_in_4bit=False)
     model = trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
@@ -43,7 +43,7 @@ def main(architecture: Any, folder: Path) -> None:
             torch.nn.init.normal_(parameter, std=0.05)
     random = np.random.default_rng(0)
     batch = collate([random.integers(3, 30_000, n) for n in (30, 1, 17, 60)], np.eye(3)[[0, 1, 2, 0]])
-    kernels = FastDecoder(model, layers.Kernels(fast_rms_layernorm))
+    kernels = FastDecoder(model, layers.Kernels(fast_rms_layernorm, fast_rope_embedding))
     distances = {}
     for checkpointed in (0, 2):
         kernels.checkpointed = checkpointed

@@ -176,7 +176,7 @@ def test_the_rope_table_is_the_models_own(architecture: Architecture) -> None:
     model: Any = tiny_model(architecture)
     positions = torch.tensor([0, 1, 2, 70, 255])
     cos, sin = model.model.rotary_emb(torch.zeros(1, dtype=torch.float32), positions[None])
-    found = layers.rope_table(model.config, positions, torch.float32)
+    found = layers.rope_table(*layers.rope_frequencies(model.config), positions, torch.float32)
     # Angles reach the largest position; their rounding is the error of sine and cosine.
     atol = tolerance(terms=1, products=1, scale=float(positions.max()))
     torch.testing.assert_close(found[0].squeeze(1), cos[0, :, :8], atol=atol, rtol=0)
@@ -228,7 +228,7 @@ def test_unsloths_functions_are_called_where_unsloth_set_them(architecture: Arch
     """On CUDA; here functions with unsloth's names and calling conventions replace them."""
     from types import MethodType
 
-    from lmsys_unsloth.model.layers import Kernels, linear
+    from lmsys_unsloth.model.layers import Kernels, apply_rope, linear
 
     model, batch, calls = with_adapters(tiny_model(architecture)), labelled(), []
     expected = loss_and_gradients(FastDecoder(model), batch)
@@ -237,6 +237,14 @@ def test_unsloths_functions_are_called_where_unsloth_set_them(architecture: Arch
         assert gemma == (architecture == "gemma2")
         calls.append("norm")
         return module(x)
+
+    def fast_rope_embedding(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert q.shape[:3] == (1, 4, len(cos)) and k.shape[1] == 2
+        calls.append("rope")
+        q, k = apply_rope(*(x[0].transpose(0, 1) for x in (q, k)), (cos, sin), (cos, sin), None)
+        return q.transpose(0, 1)[None], k.transpose(0, 1)[None]
 
     def apply_lora_qkv(self: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         assert x.dim() == 3
@@ -254,10 +262,10 @@ def test_unsloths_functions_are_called_where_unsloth_set_them(architecture: Arch
     for layer in model.get_base_model().model.layers:
         layer.self_attn.apply_qkv, layer.self_attn.apply_o = apply_lora_qkv, apply_lora_o
         layer.mlp.forward = MethodType(apply_lora_mlp_swiglu, layer.mlp)
-    found = loss_and_gradients(FastDecoder(model, Kernels(fast_rms_layernorm)), batch)
+    found = loss_and_gradients(FastDecoder(model, Kernels(fast_rms_layernorm, fast_rope_embedding)), batch)
     assert_same(found, expected)
     # The last layer, at the slot only, is computed in plain PyTorch.
-    assert [calls.count(name) for name in ("qkv", "o", "mlp")] == [3, 3, 3]
+    assert [calls.count(name) for name in ("qkv", "rope", "o", "mlp")] == [3, 3, 3, 3]
     assert calls.count("norm") == 4 * (4 if architecture == "gemma2" else 2) + 1
 
 
