@@ -1,6 +1,6 @@
 """unsloth's CUDA kernels in Triton's interpreter, without a GPU: a process that test_kernels.py starts.
 
-    TRITON_INTERPRET=1 UNSLOTH_ALLOW_CPU=1 python tests/model/interpreted.py llama FOLDER
+    TRITON_INTERPRET=1 UNSLOTH_ALLOW_CPU=1 python tests/model/interpreted.py llama FOLDER [4bit]
 
 ``UNSLOTH_ALLOW_CPU`` is unsloth's own switch for tests: it takes its CUDA branches. Prints as JSON the first
 layer's functions that unsloth replaced, and how far the fast decoder with kernels is from plain PyTorch.
@@ -23,7 +23,7 @@ import triton.language as tl
 GPU = SimpleNamespace(name="none", total_memory=2**34, major=9, minor=0, multi_processor_count=1)
 
 
-def main(architecture: Any, folder: Path) -> None:
+def main(architecture: Any, folder: Path, in_4bit: bool) -> None:
     from lmsys_unsloth.model import layers, loading, parity, trained_weights
     from lmsys_unsloth.model.batch import collate
     from lmsys_unsloth.model.decoder import FastDecoder, causal_lm
@@ -35,7 +35,7 @@ def main(architecture: Any, folder: Path) -> None:
     from training_cases import TRAIN
     from unsloth.kernels import fast_rms_layernorm, fast_rope_embedding
 
-    config = random_model(architecture, folder, width=64, load_in_4bit=False)
+    config = random_model(architecture, folder, width=64, load_in_4bit=in_4bit)
     model = trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -49,9 +49,10 @@ def main(architecture: Any, folder: Path) -> None:
         kernels.checkpointed = checkpointed
         distances[checkpointed] = parity.parity_distances(kernels, FastDecoder(model), batch, gradients=True)
     layer: Any = causal_lm(model).model.layers[0]
+    projection = layer.self_attn.q_proj.base_layer.weight
     parts = {"apply_qkv": layer.self_attn, "apply_o": layer.self_attn, "forward": layer.mlp}
     fused = [name for name, module in parts.items() if layers.fused_function(module, name)]
-    print(json.dumps({"fused": fused, "distances": distances}))
+    print(json.dumps({"fused": fused, "distances": distances, "weights": str(projection.dtype)}))
 
 
 @triton.jit
@@ -72,7 +73,19 @@ def without_gpu(unsloth: Any) -> None:
     loader.from_pretrained = functools.partial(loader.from_pretrained, device_map={"": "cpu"})
 
     unsloth.kernels.geglu.triton_tanh = tanh
+    for module in (unsloth.kernels.utils, unsloth.kernels.fast_lora):
+        module.fast_dequantize = dequantize
+
+
+def dequantize(weight: Any, quant_state: Any = None, *_: Any, **__: Any) -> torch.Tensor:
+    """bitsandbytes' dequantisation on the CPU, with the calling convention of unsloth's on CUDA."""
+    import bitsandbytes
+
+    if quant_state is None:
+        return weight
+    values = bitsandbytes.functional.dequantize_4bit(weight.t() if weight.shape[0] == 1 else weight, quant_state)
+    return values.t() if weight.shape[0] == 1 else values
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), in_4bit=sys.argv[3:] == ["4bit"])

@@ -17,14 +17,16 @@ TESTS = Path(__file__).resolve().parent
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton exists for Linux only")
-@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_unsloths_kernels_give_what_plain_pytorch_gives(architecture: Architecture, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("architecture", "weights"), [("llama", "4bit"), ("gemma2", "16bit")])
+def test_unsloths_kernels_give_what_plain_pytorch_gives(
+    architecture: Architecture, weights: str, tmp_path: Path
+) -> None:
     switches = {
         "TRITON_INTERPRET": "1",
         "UNSLOTH_ALLOW_CPU": "1",
         "PYTHONPATH": os.pathsep.join(map(str, TESTS.parents[:2])),
     }
-    command = [sys.executable, str(TESTS / "interpreted.py"), architecture, str(tmp_path)]
+    command = [sys.executable, str(TESTS / "interpreted.py"), architecture, str(tmp_path), weights]
     done = subprocess.run(
         command, env={**os.environ, **switches}, capture_output=True, text=True, timeout=500
     )
@@ -33,6 +35,7 @@ def test_unsloths_kernels_give_what_plain_pytorch_gives(architecture: Architectu
     assert found["fused"] == ["apply_qkv", "apply_o", "forward"], (
         "the functions that unsloth replaced by fused ones"
     )
+    assert found["weights"] == ("torch.uint8" if weights == "4bit" else "torch.float16")
     # Hidden states and gradients in float16 with sums in float32: what is stored is rounded, layer by layer.
     rounding = tolerance(torch.float16, terms=1, products=1)
     for checkpointed, distances in found["distances"].items():
