@@ -72,16 +72,20 @@ def chosen(run: Run, options: argparse.Namespace) -> list[Variant]:
     return [v for v in variants if not wanted or any(t in f"{v.job} {v.title}".lower() for t in wanted)]
 
 
-def missing(run: Run, options: argparse.Namespace) -> list[Variant]:
-    """List the variants of a run that have no result yet."""
+def missing(run: Run, options: argparse.Namespace, *, retry: bool = True) -> list[Variant]:
+    """List the variants of a run that have not been tried; if there are none, and with ``retry``, the failed.
+
+    Failed ones come last because they may leave the GPU unusable, which ends the process.
+    """
     shared = gpu_records.describe(options, *run)
-    finished = {
-        (record["job"], record["variant"])
+    tried = {
+        (record["job"], record["variant"]): gpu_records.is_finished(record)
         for record in gpu_records.read(options.out / "gpu.json")
-        if gpu_records.is_finished(record)
-        and all(record.get(key) == value for key, value in shared.items() if key != "date")
+        if all(record.get(key) == value for key, value in shared.items() if key != "date")
     }
-    return [v for v in chosen(run, options) if (v.job, v.title) not in finished]
+    variants = chosen(run, options)
+    untried = [v for v in variants if (v.job, v.title) not in tried]
+    return untried or [v for v in variants if retry and not tried[v.job, v.title]]
 
 
 def plan(options: argparse.Namespace) -> str:
@@ -172,7 +176,7 @@ def in_a_process(run: Run, options: argparse.Namespace, rate: float, folder: Pat
         return
     tail = errors.read_text(encoding="utf-8", errors="replace").strip()[-2000:]
     say(run, f"{failed}\n{tail}")
-    record = {**gpu_records.describe(options, *run), "job": "", "variant": "the process"}
+    record = {**gpu_records.describe(options, *run), **gpu_records.PROCESS}
     each = lengths(options)
     record |= {"matmul_tflops": rate / 1e12, "mean_length": sum(each) / len(each)}
     gpu_records.add(options.out / "gpu.json", record | {"failed": f"{tail}\n{failed}"})
@@ -184,8 +188,8 @@ def measure_all(options: argparse.Namespace, models: Path) -> None:
 
     deadline, rate = time.time() + options.seconds, 0.0
     for run in runs(options):
-        left = missing(run, options)
-        while left and time.time() < deadline:
+        left, before = missing(run, options), list[Variant]()
+        while left and left != before and time.time() < deadline:
             folder = models / (f"{run[0]}-tiny" if options.tiny else run[0])
             started = time.perf_counter()
             write_random_model(run[0], folder, options)
@@ -195,21 +199,8 @@ def measure_all(options: argparse.Namespace, models: Path) -> None:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
             in_a_process(run, options, rate, folder, deadline)
-            before, left = left, missing(run, options)
-            if left == before or not _was_cut_off(run, options, left):
-                break
-
-
-def _was_cut_off(run: Run, options: argparse.Namespace, left: list[Variant]) -> bool:
-    """Whether variants have no record at all, because an earlier one left the GPU unusable."""
-    shared = gpu_records.describe(options, *run)
-    tried = {
-        record["variant"]
-        for record in gpu_records.read(options.out / "gpu.json")
-        if gpu_records.same(record, {**shared, "job": record["job"], "variant": record["variant"]})
-        and record["commit"] == shared["commit"]
-    }
-    return any(variant.title not in tried for variant in left)
+            # Again only for what a process that ended early has not reached.
+            before, left = left, missing(run, options, retry=False)
 
 
 def main() -> None:

@@ -22,6 +22,9 @@ Record = dict[str, Any]
 WHAT = ("model", "rank", "engine", "job", "variant", "gpu", "rows", "tokens", "tiny")
 """Keys of a record that say what was measured; :func:`code_version` says with which code."""
 
+PROCESS = {"job": "", "variant": "the process"}
+"""What the record of a process that failed has instead of a variant."""
+
 
 @functools.cache
 def code_version() -> str:
@@ -76,7 +79,9 @@ def write_table(file: Path, command: str, gpu: str, options: argparse.Namespace)
     here = {"gpu": gpu, "rows": options.rows, "tokens": options.tokens, "tiny": options.tiny}
     for record in read(file):
         if here.items() <= record.items():
-            newest = [old for old in newest if not same(old, record)] + [record]
+            # A process that has failed is of no interest once a later one has measured something.
+            newest = [old for old in newest if not same(old, record) and not same(old, record | PROCESS)]
+            newest.append(record)
     path = file.parent / f"gpu-{datetime.date.today()}.md"
     write_text(path, table(newest, command))
     return path
@@ -88,11 +93,12 @@ def table(records: Sequence[Record], command: str) -> str:
     if not records:
         return lines[0] + "\nNothing has been measured.\n"
     rates = [record["matmul_tflops"] for record in records]
+    first = records[0]
     lines.append(
-        f"{records[0]['rows']} rows of {records[0]['mean_length']:.0f} tokens on average; each batch runs once "
-        "before it is timed. The bound is\nall operations at the rate of a product of two 8192 × 8192 bfloat16 "
-        f"matrices, measured in the same call\n({min(rates):.0f} to {max(rates):.0f} TFLOP/s), so that the "
-        "share of the bound is the share of that rate achieved.\n"
+        f"{first['rows']} rows of {first['mean_length']:.0f} tokens on average; each batch runs once before "
+        "it is timed.\nThe bound is all operations at the rate of a product of two 8192 × 8192 bfloat16 "
+        f"matrices,\nmeasured in the same call ({min(rates):.0f} to {max(rates):.0f} TFLOP/s): the share of the bound "
+        "is the share of that rate achieved.\n"
     )
     for engine in dict.fromkeys(record["engine"] for record in records):
         commits = sorted({record["commit"] for record in records if record["engine"] == engine})
