@@ -97,8 +97,8 @@ def table(records: Sequence[Record], command: str) -> str:
     lines.append(
         f"{first['rows']} rows of {first['mean_length']:.0f} tokens on average; each batch runs once before "
         "it is timed.\nThe bound is all operations at the rate of a product of two 8192 × 8192 bfloat16 "
-        f"matrices,\nmeasured in the same call ({min(rates):.0f} to {max(rates):.0f} TFLOP/s): the share of the bound "
-        "is the share of that rate achieved.\n"
+        f"matrices,\nmeasured in the same call ({min(rates):.0f} to {max(rates):.0f} TFLOP/s): the share of "
+        "the bound is the share of that rate achieved.\n"
     )
     for engine in dict.fromkeys(record["engine"] for record in records):
         commits = sorted({record["commit"] for record in records if record["engine"] == engine})
