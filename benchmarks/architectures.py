@@ -55,6 +55,10 @@ def write_random_model(name: str, folder: Path, options: argparse.Namespace) -> 
     Every tensor is a part of the same random numbers, from a random place on: drawing 16 GB of numbers, or
     copying them from a GPU, takes longer than writing them.
     """
+    settings = shape(name, options)
+    made_of = folder / "shape.json"
+    if made_of.is_file() and json.loads(made_of.read_text()) == settings:
+        return
     import torch
     from tokenizers import Tokenizer, models
     from transformers import (
@@ -67,10 +71,6 @@ def write_random_model(name: str, folder: Path, options: argparse.Namespace) -> 
 
     from lmsys_unsloth.core.files import replacing_folder, write_json
 
-    settings = shape(name, options)
-    made_of = folder / "shape.json"
-    if made_of.is_file() and json.loads(made_of.read_text()) == settings:
-        return
     special = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2)
     with torch.device("meta"):
         model: Any

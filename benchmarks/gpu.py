@@ -39,7 +39,7 @@ from gpu_timing import matmul_rate, synchronize
 
 SECONDS_AN_ENGINE = 400
 LOADING = 25.0
-"""Expected seconds until an engine has imported and loaded everything; for ``--plan`` only."""
+"""Expected seconds until an engine has imported and loaded everything; without them none is started."""
 WRITING = 15.0
 """Expected seconds to write a model; for ``--plan`` only."""
 H100 = 700e12
@@ -189,7 +189,7 @@ def measure_all(options: argparse.Namespace, models: Path) -> None:
     deadline, rate = time.time() + options.seconds, 0.0
     for run in runs(options):
         left, before = missing(run, options), list[Variant]()
-        while left and left != before and time.time() < deadline:
+        while left and left != before and time.time() + LOADING < deadline:
             folder = models / (f"{run[0]}-tiny" if options.tiny else run[0])
             started = time.perf_counter()
             write_random_model(run[0], folder, options)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gpu
 import gpu_records
 import numpy as np
 import pytest
@@ -66,6 +67,32 @@ def _gpu_record(engine: str, variant: str, **numbers: object) -> gpu_records.Rec
         "mean_length": 900.0, "bound": 2000.0, "ms_per_step": 5.0, "peak_gb": 1.0,
     }  # fmt: skip
     return record | numbers
+
+
+def test_a_process_that_ends_early_costs_one_variant_and_the_next_call_tries_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: gpu.Run = ("llama3", 16, "plain")
+    options = argparse.Namespace(
+        models=["llama3"], ranks=[16], engines=["plain"], only=[], rows=40, tokens=16384, tiny=False,
+        out=tmp_path, seconds=1e6,
+    )  # fmt: skip
+    tried: list[list[str]] = []
+
+    def end_after_the_first_variant(*_: object) -> None:
+        wanted = gpu.missing(run, options)
+        tried.append([variant.job for variant in wanted])
+        failed = {"failed": "the GPU is unusable", "out_of_memory": False}
+        names = {"job": wanted[0].job, "variant": wanted[0].title}
+        gpu_records.add(tmp_path / "gpu.json", gpu_records.describe(options, *run) | names | failed)
+
+    monkeypatch.setattr(gpu, "in_a_process", end_after_the_first_variant)
+    monkeypatch.setattr(gpu, "write_random_model", lambda *_: None)
+    monkeypatch.setattr(gpu, "matmul_rate", lambda: 1.0)
+    gpu.measure_all(options, tmp_path)
+    assert tried == [["training", "scoring"], ["scoring"]]
+    gpu.measure_all(options, tmp_path)
+    assert tried[2:] == [["training", "scoring"]]
 
 
 def test_a_measurement_is_finished_unless_it_failed_for_a_reason_other_than_memory() -> None:
