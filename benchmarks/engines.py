@@ -79,6 +79,7 @@ def project_variants(name: str, options: argparse.Namespace) -> list[Variant]:
         Variant("training", f"lower half frozen, {usual:,} tokens", 0.9),
         Variant("training", f"reference decoder, padded, {half:,} tokens", 0.3, compiling),
         Variant("scoring", f"reference decoder, padded, {half:,} tokens", 0.4, compiling),
+        Variant("scoring", f"adapters merged, {twice:,} tokens", 0.7),
     ]
 
 
@@ -99,10 +100,21 @@ def this_project(
         if not dequantised and not variant.title.startswith(("fast, 4-bit", "short", "mixed")):
             loading.make_resident(model, "bf16")
             dequantised = True
+        if variant.title.startswith("adapters merged"):
+            _merge(model)
         if variant.job == "parity":
             yield variant, lambda v=variant: _parity(model, v, vocabulary, options)  # type: ignore[misc]
         else:
             yield variant, lambda v=variant: _speed(model, v, vocabulary, options)  # type: ignore[misc]
+
+
+def _merge(model: Any) -> None:
+    """Add the adapters to the dequantised weights, for good."""
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            (name,) = module.active_adapters
+            module.base_layer.weight.data += module.get_delta_weight(name).to(module.base_layer.weight.dtype)
+            module.enable_adapters(False)
 
 
 def _speed(model: Any, variant: Variant, vocabulary: int, options: argparse.Namespace) -> Numbers:

@@ -85,8 +85,10 @@ def test_losses_and_gradients_of_both_decoders_agree(
     found = []
     for decoder in (fast, ReferenceDecoder(model)):
         model.zero_grad()
-        loss = loss_of(decoder, batch)
-        loss.backward()
+        # unsloth compiles Gemma 2's own forward pass, which takes most of a minute.
+        with torch.compiler.set_stance("force_eager" if decoder is not fast else "default"):
+            loss = loss_of(decoder, batch)
+            loss.backward()
         found.append((loss, {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}))
     assert abs(found[0][0] - found[1][0]) < 0.05 * found[1][0]
     assert found[0][1].keys() == found[1][1].keys() and found[0][1]

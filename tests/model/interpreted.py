@@ -83,8 +83,9 @@ def dequantize(weight: Any, quant_state: Any = None, *_: Any, **__: Any) -> torc
 
     if quant_state is None:
         return weight
-    values = bitsandbytes.functional.dequantize_4bit(weight.t() if weight.shape[0] == 1 else weight, quant_state)
-    return values.t() if weight.shape[0] == 1 else values
+    transposed = weight.shape[0] == 1
+    values = bitsandbytes.functional.dequantize_4bit(weight.t() if transposed else weight, quant_state)
+    return values.t() if transposed else values
 
 
 if __name__ == "__main__":
