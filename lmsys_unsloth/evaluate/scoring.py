@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from lmsys_unsloth.model import memory
 from lmsys_unsloth.model.answer_head import answer_head, average_orders, outcome_probabilities
 from lmsys_unsloth.model.batch import Batch, by_length, collate, target
 from lmsys_unsloth.model.decoder import Decoder
-from lmsys_unsloth.model.parity import choose_decoder
+from lmsys_unsloth.model.parity import FallbackDecoder, choose_decoder
 from lmsys_unsloth.prompting.encoding import EncodedRow, encode_cached
 from lmsys_unsloth.prompting.prepared import Prepared
 
@@ -43,9 +44,13 @@ def answer_logits(decoder: Decoder, rows: Sequence[EncodedRow], tokens_per_batch
     """Compute the logits of the three or four answers in batches of similar length.
 
     A batch has at most ``tokens_per_batch`` tokens with padding. The logits, float32 ``[rows, answers]``, are
-    in input order, and on the CPU.
+    in input order, and on the CPU. If the fast decoder fails, this batch and all later ones are computed by
+    the reference decoder.
     """
-    model = decoder.model
+    model, in_use = (
+        decoder.model,
+        decoder if isinstance(decoder, FallbackDecoder) else FallbackDecoder(decoder),
+    )
     was_training = model.training
     model.eval()
     device, freed = next(model.parameters()).device, memory.Releaser()
@@ -54,7 +59,7 @@ def answer_logits(decoder: Decoder, rows: Sequence[EncodedRow], tokens_per_batch
         for chosen in by_length([len(row.input_ids) for row in rows], tokens_per_batch):
             ids = [rows[row].input_ids for row in chosen]
             batch = collate(ids, [target(None, None)] * len(chosen)).to(device)
-            result[list(chosen)] = _batch_logits(decoder, batch).cpu()
+            result[list(chosen)] = in_use.run(functools.partial(_batch_logits, in_use, batch)).cpu()
             bar.advance(len(chosen))
             freed.release()
     model.train(was_training)
@@ -89,7 +94,7 @@ def predict_rows(model: nn.Module, prepared: Prepared, config: Config) -> tuple[
         Predictions, and the speed.
     """
     rows, encoder = prepared.scored, prepared.encoder
-    decoder = choose_decoder(model, rows, fast=config.train.fast)
+    decoder = FallbackDecoder(choose_decoder(model, rows, fast=config.train.fast))
     tokens, swap = config.eval.tokens_per_batch, config.eval.swap
     if tokens == "auto":
         tokens = 32768 if torch.cuda.is_available() else 8192

@@ -12,7 +12,8 @@ forward pass over padded rows (``train.fast=false``). The fast one leaves out:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -63,16 +64,32 @@ class ReferenceDecoder:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.checkpointed = False
+        """Whether every layer keeps only its input for the backward pass of a training."""
 
     def __call__(self, input_ids: Tensor, lengths: Sequence[int], last: int = 1) -> Tensor:
         padded = pad_sequence(list(torch.split(input_ids, list(lengths))), batch_first=True)
-        decoder = cast(nn.Module, causal_lm(self.model).model)
+        decoder = cast(Any, causal_lm(self.model).model)
+        if self.checkpointed:
+            self._checkpoint_layers(decoder.layers)
         in_bfloat16 = compute_dtype(self.model) == torch.bfloat16
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=in_bfloat16):
             states = cast(Tensor, decoder(input_ids=padded, use_cache=False).last_hidden_state)
         ends = torch.tensor(list(lengths), device=states.device)[:, None]
         positions = ends - torch.arange(last, 0, -1, device=states.device)
         return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
+
+    @staticmethod
+    def _checkpoint_layers(layers: Iterable[Any]) -> None:
+        """Switch on transformers' checkpointing of layers, which applies in training mode only.
+
+        At every call, because unsloth's trainer sets all layers back to what was chosen when the model was
+        loaded. Layers that unsloth checkpoints keep its own function.
+        """
+        for layer in layers:
+            if not layer.gradient_checkpointing:
+                layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+                layer.gradient_checkpointing = True
 
 
 class FastDecoder:

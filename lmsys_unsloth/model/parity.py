@@ -1,30 +1,39 @@
-"""Comparison of the fast decoder with the reference decoder on a few rows before it is used."""
+"""The fast decoder is compared with the reference decoder before use, and replaced by it if it fails."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from lmsys_unsloth.model import loading
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.model import loading, memory
 from lmsys_unsloth.model.batch import Batch, collate, target
-from lmsys_unsloth.model.decoder import Decoder, compute_dtype
+from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, causal_lm, compute_dtype
 from lmsys_unsloth.prompting.encoding import EncodedRow
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 ROWS = 4
-"""Number of rows that are compared: the shortest ones."""
+"""Number of the shortest rows that are compared."""
 
-TOLERANCE = {torch.float32: (1e-3, 1e-3), torch.bfloat16: (0.08, 0.2), torch.float16: (0.08, 0.2)}
-"""Largest relative distances of hidden states and of gradients that rounding can explain, by dtype.
+LONG = 2 * 128 + 1
+"""Maximum tokens of a compared row, which is cut there: it reaches three blocks of FlexAttention's mask, and
+exceeds the rows that have an attention of their own on a CPU. Gemma 2 9B's own forward pass keeps about 2 GB
+of attention logits for the gradients of such a row."""
 
-Measured with SmolLM2 in bfloat16: 0.015 and 0.04, as far as either decoder is from float32. Mistakes give
-more: an attention scale 25% too large 0.14 and 0.65, rows that attend to each other 0.33 and 0.69, no
-positions 0.40 and 0.98.
-"""
+FACTOR = 3.0
+"""Largest accepted distance of the fast decoder, in distances that a perturbation of the other makes."""
+
+UPDATE = 0.2
+"""Size of the random updates with which gradients are compared, see :func:`random_updates`."""
 
 
 def choose_decoder(
@@ -33,26 +42,56 @@ def choose_decoder(
     """Return the fast decoder if it is wanted and agrees with the reference decoder, else the latter.
 
     The fast one calls unsloth's kernels and recent PyTorch attention; versions of these that were not tested
-    could fail or compute something else. Then a warning is logged and the run continues, more slowly.
-    They are compared on the shortest ``rows``, in ``training`` by the adapters' gradients too.
+    could fail or compute something else. Then a warning is logged and the run continues, more slowly. If the
+    reference decoder fails, the fast one can't be checked; it is used, with a warning, as the other is no
+    alternative.
+
+    They are compared on the beginnings of the shortest ``rows`` and of the longest one, in ``training`` by
+    their gradients too, and beyond the sliding window if a row exceeds it. The accepted distance is
+    :data:`FACTOR` times the one between two runs of the reference decoder, the second of them
+    :func:`perturbed` as rounding would perturb it.
     """
     reference = loading.make_decoder(model, fast=False)
     if not fast or not rows:
         return reference
-    shortest = sorted((row.input_ids for row in rows), key=len)[:ROWS]
-    batch = collate(shortest, [target(None, None)] * len(shortest)).to(next(model.parameters()).device)
     was_training = model.training
     model.eval()
     try:
-        decoder = loading.make_decoder(model, fast=True)
-        found = parity_distances(decoder, reference, batch, gradients=training)
-    except Exception as error:
-        log.warning("the fast decoder failed (%s: %s); it is not used", type(error).__name__, error)
-        return reference
+        with random_updates(model) if training else contextlib.nullcontext():
+            return _compare(model, rows, reference, gradients=training)
     finally:
+        model.zero_grad()
         model.train(was_training)
-    text = " and ".join(f"{distance:.1e}" for distance in found)
-    if not all(d <= most for d, most in zip(found, TOLERANCE[compute_dtype(model)], strict=False)):
+
+
+def _compare(model: nn.Module, rows: Sequence[EncodedRow], reference: Decoder, *, gradients: bool) -> Decoder:
+    """Return the fast decoder if it runs and is as close to ``reference`` as rounding explains."""
+    device = next(model.parameters()).device
+    try:
+        decoder = loading.make_decoder(model, fast=True)
+        batches = [batch.to(device) for batch in _compared_rows(rows, decoder)]
+        found = _results(decoder, batches, gradients)
+    except Exception as error:
+        log.warning("the fast decoder failed (%s); it is not used", _describe(error))
+        return reference
+    try:
+        # unsloth compiles Gemma 2's forward pass with max-autotune, which takes longer than training some
+        # steps. FlexAttention must be compiled, so the fast decoder runs outside of this.
+        with torch.compiler.set_stance("force_eager"):
+            expected = _results(reference, batches, gradients)
+            with perturbed(model):
+                explained = _distances(_results(reference, batches, gradients), expected)
+        if not all(math.isfinite(distance) for distance in explained):
+            raise FloatingPointError("its results are not finite")
+    except Exception as error:
+        log.warning(
+            "the model's own forward pass failed (%s), so the fast decoder could not be checked; it is used",
+            _describe(error),
+        )  # fmt: skip
+        return decoder
+    distances, limits = _distances(found, expected), [FACTOR * distance for distance in explained]
+    text = ", ".join(f"{a:.1e} (limit {b:.1e})" for a, b in zip(distances, limits, strict=True))
+    if not all(a <= b for a, b in zip(distances, limits, strict=True)):
         log.warning(
             "the fast decoder disagrees with the model's own forward pass (relative distance %s); "
             "it is not used", text,
@@ -62,24 +101,167 @@ def choose_decoder(
     return decoder
 
 
+def _compared_rows(rows: Sequence[EncodedRow], decoder: Decoder) -> list[Batch]:
+    """Return the compared rows as a batch, and as another one the row that exceeds the sliding window."""
+    ids = sorted((row.input_ids for row in rows), key=len)
+    chosen = [[row[:LONG] for row in (*ids[:ROWS], ids[-1])]]
+    window = decoder.config.sliding_window if isinstance(decoder, FastDecoder) and decoder.gemma else None
+    if window is not None and len(ids[-1]) > window:
+        chosen.append([ids[-1][: window + LONG]])
+    return [collate(each, [target(None, None)] * len(each)) for each in chosen]
+
+
 def parity_distances(decoder: Decoder, reference: Decoder, batch: Batch, *, gradients: bool) -> list[float]:
     """Return the largest of the rows' ``|a - b| / |b|``, Euclidean norms of their hidden states.
 
-    With ``gradients`` that of all adapters' gradients together is returned too.
+    With ``gradients`` that of all trained weights' gradients together is returned too.
     """
-    results = [_states_and_gradients(each, batch, gradients) for each in (decoder, reference)]
-    return [float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in zip(*results, strict=True)]
+    return _distances(*(_results(each, [batch], gradients) for each in (decoder, reference)))
 
 
-def _states_and_gradients(decoder: Decoder, batch: Batch, gradients: bool) -> list[Tensor]:
-    """Hidden states ``[rows, width]``; optionally also gradients ``[1, n]`` of a weighted sum of them."""
-    with torch.set_grad_enabled(gradients):
-        states = decoder(batch.input_ids, batch.lengths).squeeze(1).float()
+def _distances(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    pairs = zip(found, expected, strict=True)
+    return [float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in pairs]
+
+
+def _results(decoder: Decoder, batches: Sequence[Batch], gradients: bool) -> list[Tensor]:
+    """Hidden states ``[rows, width]`` of each batch; after the first its gradients ``[1, n]`` if wanted.
+
+    The gradients are those of a weighted sum of the states.
+    """
+    first, *others = [_states(decoder, batch, gradients and not n) for n, batch in enumerate(batches)]
     if not gradients:
-        return [states]
+        return [first, *others]
+    trained = [p for p in decoder.model.parameters() if p.requires_grad]
+    found = [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in trained]
     decoder.model.zero_grad()
-    weights = torch.linspace(-1, 1, states.shape[-1], device=states.device)
-    (states * weights).sum().backward()  # type: ignore[no-untyped-call]
-    found = [p.grad.float().flatten() for p in decoder.model.parameters() if p.grad is not None]
-    decoder.model.zero_grad()
-    return [states.detach(), torch.cat(found)[None]]
+    return [first, torch.cat(found)[None], *others]
+
+
+def _states(decoder: Decoder, batch: Batch, gradients: bool) -> Tensor:
+    """Hidden states ``[rows, width]``, float32; gradients are left in the parameters if wanted.
+
+    For the reference decoder, which pads, the batch is split so that padding costs no more than a long row.
+    """
+    if gradients:
+        decoder.model.zero_grad()
+    states = []
+    for part in [batch] if isinstance(decoder, FastDecoder) else batch.split(max(batch.lengths)):
+        with torch.set_grad_enabled(gradients):
+            states.append(decoder(part.input_ids, part.lengths).squeeze(1).float())
+        if gradients:
+            weights = torch.linspace(-1, 1, states[-1].shape[-1], device=batch.input_ids.device)
+            (states[-1] * weights).sum().backward()  # type: ignore[no-untyped-call]
+    return torch.cat(states).detach()
+
+
+@contextlib.contextmanager
+def random_updates(model: nn.Module) -> Iterator[None]:
+    """Give new adapters updates other than zero within the block; afterwards they are what they were.
+
+    B starts at zero, so that the gradients of A would be zero and adapters could be ignored unnoticed. Here B
+    is drawn from a normal distribution of standard deviation ``UPDATE / (scale * sqrt(r))``, which changes
+    outputs by some per cent. The state of PyTorch's random numbers does not change.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    try:
+        for module in model.modules():
+            for name, b in getattr(module, "lora_B", {}).items():
+                weight, scale = b.weight.data, cast(Any, module).scaling[name] * b.weight.shape[1] ** 0.5
+                kept.append((weight, weight.clone()))
+                generator = torch.Generator(weight.device).manual_seed(len(kept))
+                weight.normal_(0, UPDATE / scale, generator=generator)
+        yield
+    finally:
+        for weight, before in kept:
+            weight.copy_(before)
+
+
+@contextlib.contextmanager
+def perturbed(model: nn.Module) -> Iterator[None]:
+    """Multiply states by ``1 + u`` within the block, ``u`` uniform within plus and minus the machine epsilon.
+
+    Rounding to the nearest number is half as large at most, and happens after every operation. So the
+    embeddings are perturbed and, of every layer, the results of attention, of the MLP and of both together:
+    an error at the embeddings alone would be damped by all that later layers add, where rounding enters anew.
+    The weights and the state of PyTorch's random numbers do not change.
+    """
+    decoder = cast(Any, causal_lm(model).model)
+    epsilon = torch.finfo(compute_dtype(model)).eps
+    generator = torch.Generator(decoder.embed_tokens.weight.device).manual_seed(0)
+
+    def perturb(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        states, *others = output if isinstance(output, tuple) else (output,)
+        u = torch.empty(states.shape, device=states.device).uniform_(-epsilon, epsilon, generator=generator)
+        states = (states.float() * (1 + u)).to(states.dtype)
+        return (states, *others) if isinstance(output, tuple) else states
+
+    parts = (part for layer in decoder.layers for part in (layer.self_attn, layer.mlp, layer))
+    hooks = [part.register_forward_hook(perturb) for part in (decoder.embed_tokens, *parts)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class FallbackDecoder:
+    """A decoder that is used until it fails at run time, and the reference decoder from then on.
+
+    All who hold it go on with the reference decoder, so the failure is reported once.
+
+    An error after which CUDA accepts no more work (an illegal memory access, say) can't be survived within
+    the process: the reference decoder fails too, and its error is raised. The run must be resumed.
+
+    Args:
+        decoder: used first.
+        checkpointed: whether the reference decoder checkpoints its layers in training; without, Gemma 2's
+            keeps attention logits for every pair of positions.
+    """
+
+    def __init__(self, decoder: Decoder, *, checkpointed: bool = False) -> None:
+        self.current, self.checkpointed = decoder, checkpointed
+        self.on_failure: Callable[[], object] = lambda: None
+        """Called when the fast decoder has failed, before the reference decoder is used."""
+
+    @property
+    def model(self) -> nn.Module:
+        return self.current.model
+
+    def __call__(self, input_ids: Tensor, lengths: Sequence[int], last: int = 1) -> Tensor:
+        return self.current(input_ids, lengths, last)
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Return ``function()``, which calls this decoder; once more if the fast decoder fails in it.
+
+        The second time starts without gradients and from the same random numbers, so that nothing is lost.
+
+        Raises:
+            UserError, RuntimeError: of ``function``, if it is a user's error or memory was too small, or if
+                the reference decoder was in use.
+        """
+        device = next(self.model.parameters()).device
+        random = torch.get_rng_state(), torch.cuda.get_rng_state() if device.type == "cuda" else None
+        try:
+            return function()
+        except Exception as error:
+            refused = isinstance(error, UserError) or memory.is_out_of_memory(error)
+            if refused or not isinstance(self.current, FastDecoder):
+                raise
+            log.warning(
+                "the fast decoder failed (%s): going on with the model's own forward pass", _describe(error)
+            )
+        # Outside the handler: the exception keeps the activations alive.
+        reference = ReferenceDecoder(self.model)
+        reference.checkpointed = self.checkpointed
+        self.current = reference
+        self.on_failure()
+        self.model.zero_grad()
+        torch.set_rng_state(random[0])
+        if random[1] is not None:
+            torch.cuda.set_rng_state(random[1])
+        return function()
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
+from transformers.integrations.neftune import activate_neftune
 from trl import SFTConfig, SFTTrainer
 
 from lmsys_unsloth.config.run_directory import Run
@@ -27,6 +29,7 @@ from lmsys_unsloth.core.progress import progress
 from lmsys_unsloth.model.answer_head import AnswerHead
 from lmsys_unsloth.model.batch import Batch, collate, target
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, compute_dtype
+from lmsys_unsloth.model.parity import FallbackDecoder
 from lmsys_unsloth.model.trained_weights import (
     load_trained_weights,
     save_weights,
@@ -36,6 +39,7 @@ from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.train.losses import answer_loss
 from lmsys_unsloth.train.metric_logger import MetricLogger
 from lmsys_unsloth.train.steps import Step
+from lmsys_unsloth.train.tokens_limit import TokensLimit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -86,23 +90,25 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, steps: StepDataset, config: TrainConfig,
-        groups: list[dict[str, Any]], run: Run, seed: int, metric_logger: MetricLogger,
+        self, decoder: FallbackDecoder, tokenizer: PreTrainedTokenizerBase, steps: StepDataset,
+        config: TrainConfig, groups: list[dict[str, Any]], run: Run, seed: int, metric_logger: MetricLogger,
     ) -> None:  # fmt: skip
         model = decoder.model
         self.decoder, self.steps, self.train_config = decoder, steps, config
         self.groups, self.memory = groups, memory.Releaser()
-        self.tokens_limit: int | None = None
-        """Maximum tokens in a micro-batch after an out-of-memory error; None before the first one."""
+        self.limit = TokensLimit()
+        self.fast_steps: int | None = None
+        """Number of steps before the fast decoder failed; None if it did not."""
         dtypes = {name: weight.dtype for name, weight in trained_parameters(model).items()}
         super().__init__(
             model=model,
-            args=_arguments(decoder, config, len(steps), run.checkpoints, seed),
+            args=_arguments(decoder.current, config, len(steps), run.checkpoints, seed),
             train_dataset=dummy_dataset(),
             processing_class=tokenizer,
             callbacks=[_ProgressCallback(len(steps), run, metric_logger)],
         )
         self.remove_callback(PrinterCallback)
+        decoder.on_failure = self._fast_decoder_failed
         # trl casts the adapters of a 4-bit model to bfloat16, whose 8 bits of precision lose small AdamW
         # updates: restore the dtype they were created with.
         for name, weight in trained_parameters(model).items():
@@ -125,23 +131,32 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)
 
     def training_step(self, model: nn.Module, inputs: dict[str, list[Batch]], *_: Any, **__: Any) -> Tensor:
-        model.train()
+        if not model.training:  # thousands of modules would be set in every step
+            model.train()
         planned = inputs["micro_batches"]
         total = None
         while total is None:
-            batches = [part for batch in planned for part in self._within_limit(batch)]
+            batches = [part for batch in planned for part in self.limit.split(batch)]
             try:
-                total = self._gradients(batches)
+                total = self.decoder.run(functools.partial(self._gradients, batches))
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
             if total is None:  # outside the handler: the exception keeps the activations alive
                 model.zero_grad()
                 self._reduce_memory(batches)
+        self.limit.step_succeeded()
         if not getattr(self, "_gradients_checked", False) and not self._scales_gradients():
             check_gradients(model, total.item())
             self._gradients_checked = True
         return total
+
+    def _fast_decoder_failed(self) -> None:
+        """Note the step, and have transformers add the noise that the fast decoder added itself."""
+        self.fast_steps = self.state.global_step
+        if self.train_config.neftune_alpha:
+            self.neftune_noise_alpha = self.train_config.neftune_alpha
+            self.neftune_hook_handle = activate_neftune(self.model, self.neftune_noise_alpha)
 
     def _gradients(self, batches: Sequence[Batch]) -> Tensor:
         """Accumulate the gradient of the mean loss over all rows of ``batches``; returns that loss."""
@@ -154,21 +169,18 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
             self.memory.release()
         return total
 
-    def _within_limit(self, batch: Batch) -> list[Batch]:
-        return [batch] if self.tokens_limit is None else batch.split(self.tokens_limit)
-
     def _reduce_memory(self, batches: Sequence[Batch]) -> None:
-        """Use smaller micro-batches from now on or, once they are single rows, checkpoint all layers."""
-        largest = max(batch.padded_tokens for batch in batches)
+        """Use smaller micro-batches for a while or, once they are single rows, checkpoint all layers."""
+        decoder, largest = self.decoder.current, max(batch.padded_tokens for batch in batches)
         several = [batch.padded_tokens for batch in batches if len(batch) > batch.rows_per_unit]
         if several:
-            self.tokens_limit = max(several) // 2
+            self.limit.reduce(max(several))
             log.warning(
                 "out of memory with %d tokens in a micro-batch: going on with at most %d, same step",
-                largest, self.tokens_limit,
+                largest, self.limit.tokens,
             )  # fmt: skip
-        elif isinstance(self.decoder, FastDecoder) and not self.decoder.all_checkpointed:
-            self.decoder.checkpointed = len(self.decoder.layers)
+        elif isinstance(decoder, FastDecoder) and not decoder.all_checkpointed:
+            decoder.checkpointed = len(decoder.layers)
             log.warning(
                 "out of memory with a single row: all layers are checkpointed from here on, same step"
             )

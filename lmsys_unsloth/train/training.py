@@ -17,8 +17,8 @@ from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.model import loading, memory, trained_weights
 from lmsys_unsloth.model.answer_head import answer_head, attach_head
-from lmsys_unsloth.model.decoder import Decoder, FastDecoder
-from lmsys_unsloth.model.parity import choose_decoder
+from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder
+from lmsys_unsloth.model.parity import FallbackDecoder, choose_decoder
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.prompting.prepared import Prepared
 from lmsys_unsloth.train.early_stopping import KEY, EarlyStopping, mean_loss
@@ -126,11 +126,12 @@ def train(
         model, learning_rate=config.learning_rate, weight_decay=config.weight_decay, b_ratio=b_ratio,
         layer_decay=config.layer_decay, head_learning_rate=head_learning_rate,
     )  # fmt: skip
-    trainer = AnswerTrainer(decoder, tokenizer, items, config, groups, run, seed, metric_logger)
+    in_use = FallbackDecoder(decoder, checkpointed=config.checkpoint != "none")
+    trainer = AnswerTrainer(in_use, tokenizer, items, config, groups, run, seed, metric_logger)
     stopping = None
     if config.evaluate_every is not None:
         stopping = EarlyStopping(
-            model, lambda: mean_loss(decoder, early_stopping), run.best_checkpoint,
+            model, lambda: in_use.run(lambda: mean_loss(in_use, early_stopping)), run.best_checkpoint,
             every=config.evaluate_every, patience=config.patience, metric_logger=metric_logger,
         )  # fmt: skip
         trainer.add_callback(stopping)
@@ -142,7 +143,8 @@ def train(
         "resumed_at_step": resumed_at or 0,
         **_speed(steps[resumed_at or 0 : done], lengths, time.perf_counter() - started),
         "padding_share": padding,
-        "fast": packed,
+        "fast": isinstance(in_use.current, FastDecoder),
+        **({} if trainer.fast_steps is None else {"fast_steps": trainer.fast_steps}),
         "peak_memory_gb": memory.peak_gb(),
         **(_use_best(stopping, early_stopping) if stopping is not None else {}),
     }
@@ -203,8 +205,10 @@ def _set_checkpoints(
     decoder: Decoder, config: TrainConfig, steps: Sequence[Step], lengths: Sequence[int]
 ) -> str:
     """Set the layers whose activations are recomputed, and return the choice in words."""
-    if not isinstance(decoder, FastDecoder):
-        return "unsloth's checkpointing" if config.checkpoint == "all" else "all activations kept"
+    if isinstance(decoder, ReferenceDecoder):  # what it keeps is not counted, so "auto" takes no risk
+        decoder.checkpointed = config.checkpoint != "none"
+        return "every layer checkpointed" if decoder.checkpointed else "all activations kept"
+    assert isinstance(decoder, FastDecoder)
     trained = len(decoder.layers) - decoder.first_trained
     if config.checkpoint == "all":
         decoder.checkpointed = trained

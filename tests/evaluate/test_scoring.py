@@ -14,6 +14,7 @@ from training_cases import adapted, rows
 from lmsys_unsloth.evaluate.scoring import score_rows
 from lmsys_unsloth.model.answer_head import AnswerHead
 from lmsys_unsloth.model.decoder import FastDecoder
+from lmsys_unsloth.model.parity import FallbackDecoder
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +35,24 @@ def test_scoring_goes_on_in_parts_when_memory_is_small(folder: Path, monkeypatch
     monkeypatch.setattr(AnswerHead, "logits", small_memory)
     found = score_rows(FastDecoder(model), rows(), 256)
     np.testing.assert_allclose(found, expected, atol=tolerance(products=2), rtol=0)
+
+
+@pytest.mark.numeric
+def test_scoring_goes_on_when_the_fast_decoder_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, ordinary, calls = adapted(folder), FastDecoder.__call__, []
+    expected = score_rows(FastDecoder(model), rows(), 64)
+
+    def fail_in_the_second_batch(self: FastDecoder, *arguments: Any, **more: Any) -> torch.Tensor:
+        calls.append(True)
+        if len(calls) > 1:
+            raise RuntimeError("no kernel image is available")
+        return ordinary(self, *arguments, **more)
+
+    monkeypatch.setattr(FastDecoder, "__call__", fail_in_the_second_batch)
+    decoder = FallbackDecoder(FastDecoder(model))
+    found = [score_rows(decoder, rows(), 64) for _ in range(2)]
+    assert len(calls) == 2 and caplog.text.count("the fast decoder failed") == 1
+    for each in found:
+        np.testing.assert_allclose(each, expected, atol=tolerance(products=2), rtol=0)
