@@ -167,7 +167,7 @@ def _scoring_step(decoder: Any) -> Callable[[Any], None]:
 
 
 def _parity(model: Any, variant: Variant, vocabulary: int, options: argparse.Namespace) -> Numbers:
-    """Measure the distance between both decoders, with adapters that change the results.
+    """Measure the distance between both decoders, and that between two perturbed runs of the reference.
 
     unsloth compiles Gemma 2's own forward pass, which takes most of a minute; here it is not compiled.
     """
@@ -175,20 +175,30 @@ def _parity(model: Any, variant: Variant, vocabulary: int, options: argparse.Nam
 
     from lmsys_unsloth.model import loading
     from lmsys_unsloth.model.decoder import ReferenceDecoder
-    from lmsys_unsloth.model.parity import parity_distances
+    from lmsys_unsloth.model.parity import parity_distances, perturbed, random_updates
 
     class NotCompiled(ReferenceDecoder):
         def __call__(self, *arguments: Any, **named: Any) -> Any:
             with torch.compiler.set_stance("force_eager"):
                 return super().__call__(*arguments, **named)
 
-    for key, parameter in model.named_parameters():
-        if "lora_B" in key:
-            torch.nn.init.normal_(parameter, std=0.01)
+    class Perturbed(NotCompiled):
+        def __call__(self, *arguments: Any, **named: Any) -> Any:
+            with perturbed(model):
+                return super().__call__(*arguments, **named)
+
     each = sorted(lengths(options))
     # The reference keeps all attention logits of Gemma 2, so the longest rows do not fit.
     rows = each[:4] if variant.title == "short rows" else [each[len(each) * n // 6] for n in (0, 2, 4)]
     decoder, batch = loading.make_decoder(model, fast=True), random_batch(rows, vocabulary)
     model.eval()
-    states, gradients = parity_distances(decoder, NotCompiled(model), batch, gradients=True)
-    return {"hidden_states": states, "gradients": gradients}
+    with random_updates(model):
+        pairs = [
+            parity_distances(each, NotCompiled(model), batch, gradients=True)
+            for each in (decoder, Perturbed(model))
+        ]
+    (states, gradients), (by_rounding, gradients_by_rounding) = pairs
+    return {
+        "hidden_states": states, "gradients": gradients,
+        "by_rounding": by_rounding, "gradients_by_rounding": gradients_by_rounding,
+    }  # fmt: skip

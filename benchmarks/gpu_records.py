@@ -133,7 +133,8 @@ def _row(record: Record, records: Sequence[Record]) -> str:
         return f"{start} {first[-1][:200] if first else 'failed'} | | | | |"
     if record["job"] == "parity":
         found = f"hidden states {record['hidden_states']:.1e}, gradients {record['gradients']:.1e}"
-        return f"{start} relative distance from the model's own forward: {found} | | | | |"
+        rounding = f"{record['by_rounding']:.1e}, {record['gradients_by_rounding']:.1e}"
+        return f"{start} distance from the model's own forward: {found}; by rounding {rounding} | | | | |"
     stock = [
         other["tokens_per_second"]
         for other in records
