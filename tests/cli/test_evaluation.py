@@ -352,7 +352,7 @@ def test_merged_folds_are_stacked_from_raw_predictions(folder: Path, tmp_path: P
     assert second["log_loss"] == pytest.approx(second["adjusted"]["stack"]["log_loss"], abs=1e-6)
     assert first["temperature"] == second["temperature"]
     assert json.loads(stacked.calibration.read_text())["rows"] == ROWS
-    assert "Raw, calibrated and stacked" in plain.report.read_text()
+    assert "difference from raw" in plain.report.read_text()
 
 
 def test_a_run_is_calibrated_out_of_fold_on_its_own_rows_and_by_them_on_new_ones(
