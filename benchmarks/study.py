@@ -4,9 +4,10 @@
     python benchmarks/study.py report OUT
 
 ``run`` starts ``python train.py`` once for each data set, seed, fold and arm; OUT/SET/ARM/SEED-FOLD is the
-run directory. Finished runs are skipped, so an interrupted study continues when the command is repeated.
-A failed run is recorded, and the others go on. ``report`` writes ``OUT/study.md`` and ``OUT/study.png`` from
-all finished runs.
+run directory. An arm with a teacher is trained on its out-of-fold predictions: those of all folds of another
+arm, which are trained first and merged in OUT/SET/TEACHER/SEED-folds. Finished runs are skipped, so an
+interrupted study continues when the command is repeated. A failed run is recorded, and the others go on.
+``report`` writes ``OUT/study.md`` and ``OUT/study.png`` from all finished runs.
 """
 
 from __future__ import annotations
@@ -65,9 +66,12 @@ def main(words: Sequence[str] | None = None) -> int:
     study_runs.check_records(jobs, options.output)
     print(f"{len(jobs)} runs in {options.output}", flush=True)
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+    statuses: list[int] = []
     with ThreadPoolExecutor(options.jobs) as pool:
         try:
-            statuses = list(pool.map(lambda job: study_runs.run_job(job, options.output, threads), jobs))
+            for taught in (False, True):  # teachers are complete before their students begin
+                now = [job for job in jobs if (job.teacher is not None) is taught]
+                statuses += pool.map(lambda job: study_runs.run_job(job, options.output, threads), now)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -180,10 +180,7 @@ def as_markdown(study: Study, results: Sequence[Result], failed: Sequence[str]) 
         "interval resamples groups of equal prompts. It does not contain the variation between seeds. "
         "Seconds are\ncomparable between runs with the same --jobs and --threads on an idle machine.\n",
         "| arm | overrides | question |\n|---|---|---|",
-        *(
-            f"| {arm} | `{' '.join(study.arms[arm].overrides or study.base)}` | {study.arms[arm].question} |"
-            for arm in arms
-        ),
+        *(f"| {arm} | {_describe_settings(study, arm)} | {study.arms[arm].question} |" for arm in arms),
     ]
     for name in sets:
         lines += _set_table(study, name, [result for result in results if result.data_set == name])
@@ -192,6 +189,12 @@ def as_markdown(study: Study, results: Sequence[Result], failed: Sequence[str]) 
     if failed:
         lines += ["\n## Failed runs\n", *(f"- {failure}" for failure in failed)]
     return "\n".join(lines) + "\n"
+
+
+def _describe_settings(study: Study, name: str) -> str:
+    arm = study.arms[name]
+    teacher = "" if arm.teacher is None else f", soft labels of {arm.teacher}'s merged folds"
+    return f"`{' '.join(arm.overrides or study.base)}`{teacher}"
 
 
 def _set_table(study: Study, name: str, results: Sequence[Result]) -> list[str]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -28,6 +28,9 @@ RECORD = "study.json"
 
 LOG = "output.txt"
 """Name of the file in a run directory that holds the output of ``train.py``."""
+
+FOLDS = 5
+"""Value of ``data.folds``, which no data set and no arm changes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Arm:
     """What the comparison with the base arm answers."""
     overrides: list[str]
     """Hydra overrides relative to the base."""
+    teacher: str | None = None
+    """Arm whose out-of-fold predictions are the soft labels; it is trained on all folds first."""
 
 
 @dataclass(frozen=True)
@@ -71,26 +76,33 @@ class Job:
     seed: int
     fold: int
     overrides: list[str]
-    """All Hydra overrides except the run directory."""
+    """All Hydra overrides except the run directory and the teacher's."""
+    teacher: str | None = None
+    """Arm whose merged folds are the teacher, for the same data set and seed."""
 
     @property
     def folder(self) -> Path:
         """Run directory, relative to the output directory."""
         return Path(self.data_set, self.arm, f"{self.seed}-{self.fold}")
 
+    @property
+    def teacher_folder(self) -> Path:
+        """Directory of the teacher's cross-validation, relative to the output directory."""
+        return Path(self.data_set, str(self.teacher), f"{self.seed}-folds")
+
 
 def load_study(path: Path = ROOT / "benchmarks" / "study.yaml") -> Study:
     """Read the data sets and arms."""
     loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return Study(
-        loaded["base"],
-        {name: DataSet(**entry) for name, entry in loaded["sets"].items()},
-        {
-            name: Arm(question, overrides)
-            for question, arms in loaded["arms"].items()
-            for name, overrides in arms.items()
-        },
-    )
+    arms = {
+        name: Arm(question, **entry) if isinstance(entry, dict) else Arm(question, entry)
+        for question, entries in loaded["arms"].items()
+        for name, entry in entries.items()
+    }
+    for name, arm in arms.items():
+        if arm.teacher is not None and (arm.teacher not in arms or arms[arm.teacher].teacher is not None):
+            sys.exit(f"{path}: {name}: teacher: {arm.teacher}: must be an arm that has no teacher itself")
+    return Study(loaded["base"], {name: DataSet(**entry) for name, entry in loaded["sets"].items()}, arms)
 
 
 def list_jobs(
@@ -103,6 +115,8 @@ def list_jobs(
 ) -> list[Job]:
     """List the runs in an order in which the arms on one fold can be compared as early as possible.
 
+    The folds of teachers come before all arms that have one.
+
     Args:
         study: data sets and arms.
         sets, arms: names of those to run.
@@ -110,13 +124,26 @@ def list_jobs(
         folds: folds to evaluate; None: those of each data set.
         data: folder of the data sets' files; needed unless all are simulated.
     """
-    return [
-        Job(name, arm, seed, fold, overrides(study, name, arm, seed, fold, data))
+
+    def job(name: str, arm: str, seed: int, fold: int) -> Job:
+        settings = overrides(study, name, arm, seed, fold, data)
+        return Job(name, arm, seed, fold, settings, study.arms[arm].teacher)
+
+    jobs = [
+        job(name, arm, seed, fold)
         for name in sets
         for seed in seeds
         for fold in (study.sets[name].folds if folds is None else folds)
         for arm in arms
     ]
+    teachers = [
+        job(student.data_set, student.teacher, student.seed, fold)
+        for student in jobs
+        for fold in range(FOLDS)
+        if student.teacher is not None
+    ]
+    once = {each.folder: each for each in [*jobs, *teachers]}
+    return sorted(once.values(), key=lambda each: each.teacher is not None)
 
 
 def overrides(study: Study, name: str, arm: str, seed: int, fold: int, data: Path | None) -> list[str]:
@@ -170,16 +197,39 @@ def run_job(job: Job, output: Path, threads: int) -> int:
     if stored and stored[1] == 0:
         return 0
     write_json(folder / RECORD, asdict(job) | {"exit_status": None})
-    command = [sys.executable, "train.py", *job.overrides, f"hydra.run.dir={folder}"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     started = time.perf_counter()
     with (folder / LOG).open("w", encoding="utf-8") as log:
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    write_json(folder / RECORD, asdict(job) | {"exit_status": done.returncode})
-    if done.returncode == 0:  # those of full fine-tuning take more than a gigabyte
+        status = 0
+        for command in list_commands(job, output):
+            status = status or _run_command(command, log, threads)
+    write_json(folder / RECORD, asdict(job) | {"exit_status": status})
+    if status == 0:  # those of full fine-tuning take more than a gigabyte
         shutil.rmtree(Run(folder).checkpoints, ignore_errors=True)
-    result = describe_failure(folder) if done.returncode else f"log loss {log_loss(folder):.4f}"
+    result = describe_failure(folder) if status else f"log loss {log_loss(folder):.4f}"
     print(f"{job.folder}: {result}, {time.perf_counter() - started:.0f} s", flush=True)
+    return status
+
+
+def list_commands(job: Job, output: Path) -> list[list[str]]:
+    """List the commands of a run: the merging of its teacher's folds, unless that is done, and the training.
+
+    The teacher must have predicted every training row of the student, so its validation folds are scored
+    completely, again if ``debug.validation_rows`` had limited them.
+    """
+    train = ["train.py", *job.overrides, f"hydra.run.dir={(output / job.folder).resolve()}"]
+    if job.teacher is None:
+        return [train]
+    teacher = (output / job.teacher_folder).resolve()
+    folds = ",".join(str(teacher.with_name(f"{job.seed}-{fold}")) for fold in range(FOLDS))
+    merge = ["eval.py", f"runs=[{folds}]", "debug.validation_rows=null", f"hydra.run.dir={teacher}"]
+    return [*([] if Run(teacher).metrics.is_file() else [merge]), [*train, f"data.soft_labels={teacher}"]]
+
+
+def _run_command(command: Sequence[str], log: TextIO, threads: int) -> int:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+    )
     return done.returncode
 
 

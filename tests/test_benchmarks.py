@@ -129,7 +129,8 @@ def test_every_arm_and_data_set_of_the_study_is_a_valid_configuration(tmp_path: 
     arms = study_runs.list_jobs(study, ["arena"], list(study.arms), [3], None, None)
     for job in arms + study_runs.list_jobs(study, list(study.sets), [study_runs.BASE], [3], None, tmp_path):
         parsed = config(*job.overrides)
-        assert (parsed.seed, parsed.fold) == (3, 0)
+        assert parsed.seed == 3 and parsed.data.folds == study_runs.FOLDS
+        assert parsed.fold == 0 or job.arm == study_runs.BASE  # the other folds of the teacher
         file = study.sets[job.data_set].file
         assert parsed.data.path == (str(tmp_path / file) if file else None)
 
@@ -206,6 +207,42 @@ def test_a_study_skips_finished_runs_and_refuses_other_settings(tmp_path: Path) 
     study_runs.check_records([job], tmp_path)
     with pytest.raises(SystemExit, match=r"lora\.r=4"):
         study_runs.check_records([dataclasses.replace(job, overrides=[*job.overrides, "lora.r=4"])], tmp_path)
+
+
+def test_a_student_is_trained_on_the_merged_folds_of_its_teacher(tmp_path: Path) -> None:
+    study = _tiny_study()
+    study.arms["student"] = study_runs.Arm("?", ["train.teacher_weight=0.5"], teacher="base")
+    jobs = study_runs.list_jobs(study, ["arena"], ["student", "base"], [3], None, None)
+    assert [str(job.folder) for job in jobs] == [
+        *(f"arena/base/3-{fold}" for fold in range(5)), "arena/student/3-0",
+    ]  # fmt: skip
+    assert [job.teacher for job in jobs] == [None] * 5 + ["base"]
+    base = tmp_path.resolve() / "arena" / "base"
+    merge, train = study_runs.list_commands(jobs[-1], tmp_path)
+    runs = ",".join(str(base / f"3-{fold}") for fold in range(5))
+    assert merge == [
+        "eval.py", f"runs=[{runs}]", "debug.validation_rows=null", f"hydra.run.dir={base / '3-folds'}",
+    ]  # fmt: skip
+    assert train[0] == "train.py" and train[-1] == f"data.soft_labels={base / '3-folds'}"
+    write_json(base / "3-folds" / "metrics.json", {})
+    assert study_runs.list_commands(jobs[-1], tmp_path) == [train]
+    assert study_runs.list_commands(jobs[0], tmp_path)[0][:2] == ["train.py", "data.rows=60"]
+
+
+def test_a_student_of_unfinished_folds_fails_before_training(tmp_path: Path) -> None:
+    job = study_runs.Job("arena", "student", 0, 0, ["data.rows=60"], teacher="base")
+    assert study_runs.run_job(job, tmp_path, threads=1) == 2
+    assert "0-0" in study_runs.describe_failure(tmp_path / job.folder)
+    assert not Run(tmp_path / job.folder).config.exists()
+
+
+def test_a_teacher_must_be_an_arm_without_a_teacher(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(
+        "base: []\nsets: {}\narms: {question: {base: [], one: {teacher: base, overrides: []}, "
+        "two: {teacher: one, overrides: []}}}\n"
+    )
+    with pytest.raises(SystemExit, match="two: teacher: one: must be an arm that has no teacher itself"):
+        study_runs.load_study(tmp_path / "study.yaml")
 
 
 def test_a_failed_run_of_a_study_is_recorded(tmp_path: Path) -> None:

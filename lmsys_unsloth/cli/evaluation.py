@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,12 @@ from typing import Any
 import numpy as np
 
 from lmsys_unsloth.cli.arguments import Member
-from lmsys_unsloth.cli.members import compare_averages, predict_all, require_adapters, require_averageable
+from lmsys_unsloth.cli.members import (
+    predict_all,
+    predict_with_average,
+    require_adapters,
+    require_averageable,
+)
 from lmsys_unsloth.cli.prepare import prepare_scoring
 from lmsys_unsloth.config.checks import TRAINED_HEADS
 from lmsys_unsloth.config.parsing import Config
@@ -104,10 +108,8 @@ def evaluate_runs(members: Sequence[Member], output: Run) -> Outcome:
     calibration = _stored_calibration(members, rows, selection)
     compared = None
     if weights:
-        trained_weights.average_adapters([member.run.adapter for member in members], output.adapter)
-        averaged = dataclasses.replace(members[0], run=output)
-        parts = predict_all([averaged], [selection], output)
-        compared = compare_averages(members, selection, parts[0], output)
+        predicted, compared = predict_with_average(members, selection, output)
+        parts = [predicted]
     else:
         parts = predict_all(members, [selection] * len(members), output)
     average = averaging.average(parts)

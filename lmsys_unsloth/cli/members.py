@@ -88,10 +88,17 @@ def require_averageable(members: Sequence[Member], *, own: bool) -> None:
     require_adapters(members)
 
 
-def compare_averages(
-    members: Sequence[Member], selection: Selection, averaged: Predictions, output: Run
-) -> WeightAverage:
-    """Compare the model with averaged adapters with the average of the models on the first rows."""
+def predict_with_average(
+    members: Sequence[Member], selection: Selection, output: Run
+) -> tuple[Predictions, WeightAverage]:
+    """Predict with the average of the members' adapters, which is written to ``output.adapter``.
+
+    On the first rows, all members predict too, with the same base model in memory.
+
+    Returns:
+        Predictions of the selection, and how far they are from the average of the members' predictions.
+    """
+    trained_weights.average_adapters([member.run.adapter for member in members], output.adapter)
     first = np.arange(min(COMPARED_ROWS, len(selection.rows)))
     few = dataclasses.replace(
         selection,
@@ -99,14 +106,15 @@ def compare_averages(
         folds=selection.folds[first],
         groups=None if selection.groups is None else selection.groups[first],
     )
-    average = averaging.average(predict_all(members, [few] * len(members), output))
-    change = average.probabilities - averaged.take(first).probabilities
+    averaged = dataclasses.replace(members[0], run=output)
+    predicted, *parts = predict_all([averaged, *members], [selection, *[few] * len(members)], output)
+    change = averaging.average(parts).probabilities - predicted.take(first).probabilities
     distance = float(np.abs(change).sum(axis=1).mean() / 2)
     log.info(
         "averaged adapters: mean total variation distance %.4f from the average of %d models on %d rows",
         distance, len(members), len(first),
     )  # fmt: skip
-    return WeightAverage(runs=len(members), rows=len(first), mean_distance=distance)
+    return predicted, WeightAverage(runs=len(members), rows=len(first), mean_distance=distance)
 
 
 def _key(config: Config, *sections: str) -> str:

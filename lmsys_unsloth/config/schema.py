@@ -193,7 +193,7 @@ class EvalConfig(Section):
     stack: bool
     """Predict by a regression on the log-probabilities of the model, with its temperature, and of logistic
     regression on the form of the responses, fitted on the same rows as the temperature. It includes
-    ``calibrate: temperature``."""
+    ``calibrate: temperature``, and corrects a preference for the first response in rows scored once."""
     average: Literal["probabilities", "weights"]
     """How ``runs=[…]`` are averaged on a new file: their probabilities, or the weight updates of their
     adapters, which is as fast to score as one run; both are compared on the first rows."""

@@ -135,7 +135,7 @@ def admit_extra(
 
     Returns:
         Rows, and for each source ``{"source", "rows", "in_validation", "already_in_training",
-        "renamed_ids", "used"}``.
+        "renamed_ids", "used", "soft_labels"}``; the last are those of the used rows that have a soft label.
     """
     if not extras:
         return [], []
@@ -149,7 +149,7 @@ def admit_extra(
     admitted: list[Comparison] = []
     reports: list[dict[str, Any]] = []
     for source in extras:
-        counts = {"in_validation": 0, "already_in_training": 0, "renamed_ids": 0, "used": 0}
+        counts = {"in_validation": 0, "already_in_training": 0, "renamed_ids": 0, "used": 0, "soft_labels": 0}
         for row in source.rows:
             content = content_key(row)
             if next(leaking):
@@ -162,6 +162,7 @@ def admit_extra(
                     name = f"{Path(source.source).stem}:{name}"
                 counts["renamed_ids"] += name != row.id
                 counts["used"] += 1
+                counts["soft_labels"] += row.soft_label is not None
                 contents.add(content)
                 ids.add(name)
                 admitted.append(dataclasses.replace(row, id=name))

@@ -24,6 +24,7 @@ from lmsys_unsloth.evaluate.predictions import (
     Predictions,
     adjusted,
     concatenate,
+    one_order,
     read_predictions,
     unadjusted,
 )
@@ -32,7 +33,7 @@ from lmsys_unsloth.evaluate.stacking import Calibration, Method, adjust_parts, f
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Version of the layout of ``calibration.json``."""
 
 Adjusted = Mapping[Method, Floats]
@@ -77,13 +78,15 @@ def adjust_out_of_fold(
     if len(np.unique(part[predicted.labelled])) < 2:
         return {}
     probabilities = checked_probabilities(predicted.probabilities)
-    return adjust_parts(probabilities, predicted.labels, part, cluster, features, form)
+    once = one_order(predicted)
+    return adjust_parts(probabilities, predicted.labels, part, cluster, features, form, once)
 
 
 def apply(calibration: Calibration, members: Sequence[Predictions], features: Floats) -> Adjusted:
     """Adjust the predictions of several models for rows that the calibration was not fitted on."""
     probabilities = [checked_probabilities(member.probabilities) for member in members]
-    return calibration.adjust(probabilities, features)
+    once = np.mean([one_order(member) for member in members], axis=0)
+    return calibration.adjust(probabilities, features, once)
 
 
 def choose(predicted: Predictions, candidates: Adjusted, config: EvalConfig) -> tuple[Predictions, Method]:
@@ -158,10 +161,12 @@ def fit_calibration(parts: Sequence[Predictions], form: Sequence[Regression]) ->
     calibrated = apply_temperature(pooled.probabilities.astype(np.float64), temperature)
     by_form = np.column_stack([pooled.extra[name] for name in FORM_COLUMNS]).astype(np.float64)
     number, ids = pd.factorize(np.array(pooled.ids, dtype=object))
-    both = pd.DataFrame(np.hstack([calibrated, by_form])).groupby(number).mean().to_numpy()
+    inputs = np.column_stack([calibrated, by_form, one_order(pooled)])
+    mean = pd.DataFrame(inputs).groupby(number).mean().to_numpy()
     labels = np.empty(len(ids), dtype=np.int64)
     labels[number] = pooled.labels
-    return Calibration(temperature, fit_stack(both[:, :3], both[:, 3:], labels), tuple(form), len(ids))
+    stack = fit_stack(mean[:, :3], mean[:, 3:6], labels, mean[:, 6])
+    return Calibration(temperature, stack, tuple(form), len(ids))
 
 
 def save_calibration(run: Run, calibration: Calibration, predicted: Predictions, config: EvalConfig) -> None:
@@ -237,8 +242,10 @@ def _load_stored(run: Run) -> tuple[Calibration, Predictions, str]:
                 f"but {len(stored)} rows with {value:.12}.\n{again}"
             )
     try:
+        if values["version"] != VERSION:
+            raise ValueError(f"version {values['version']}, not {VERSION}")
         return Calibration.from_json(values), stored, str(values["swap"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.calibration}: damaged or of another version ({error}).\n{again}") from None
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.evaluate.calibration import EPSILON, Floats, Ints
-from lmsys_unsloth.evaluate.predictions import SWAP_COLUMNS, Predictions, format_ids
+from lmsys_unsloth.evaluate.predictions import SWAP_COLUMNS, Predictions, format_ids, one_order
 
 
 def average(models: Sequence[Predictions]) -> Predictions:
@@ -24,7 +24,7 @@ def average(models: Sequence[Predictions]) -> Predictions:
     """
     if len(models) == 1:
         return models[0]
-    return _with_probabilities(models[0], stack_probabilities(models).mean(axis=0))
+    return _with_probabilities(models, stack_probabilities(models).mean(axis=0))
 
 
 def average_with_fitted_weights(models: Sequence[Predictions], part: Ints) -> tuple[Predictions, Floats]:
@@ -40,7 +40,7 @@ def average_with_fitted_weights(models: Sequence[Predictions], part: Ints) -> tu
         mean[inside] = np.tensordot(
             best_weights(stack[:, ~inside], labels[~inside]), stack[:, inside], axes=1
         )
-    return _with_probabilities(models[0], mean), best_weights(stack, labels)
+    return _with_probabilities(models, mean), best_weights(stack, labels)
 
 
 def best_weights(stack: Floats, labels: NDArray[Any], steps: int = 500) -> Floats:
@@ -76,7 +76,9 @@ def stack_probabilities(models: Sequence[Predictions]) -> Floats:
     return stack
 
 
-def _with_probabilities(first: Predictions, probabilities: Floats) -> Predictions:
-    """``first`` with the probabilities of an average, without the columns that describe one model only."""
+def _with_probabilities(models: Sequence[Predictions], probabilities: Floats) -> Predictions:
+    """The first model with the probabilities of an average, without the columns that describe one model."""
+    first = models[0]
     extra = {name: values for name, values in first.extra.items() if name not in SWAP_COLUMNS}
+    extra["both_orders"] = np.full(len(first), not any(one_order(model).any() for model in models))
     return dataclasses.replace(first, probabilities=probabilities.astype(np.float32), extra=extra)

@@ -79,37 +79,38 @@ def compute_metrics(
     if not len(p):
         return Metrics()
     losses = log_losses(p, y)
-    most_probable = p.argmax(axis=1)
-    errors = [calibration.smooth_calibration_error(p[:, k], (y == k).astype(np.float64)) for k in range(3)]
+    by_fold = _score_folds(losses, np.zeros(len(p)) if folds is None else np.asarray(folds))
+    part = np.asarray(folds, dtype=np.int64) if by_fold else random_parts(cluster, seed)
+    raw = p if raw_probabilities is None else checked_probabilities(raw_probabilities)
     baselines, difference = _baselines(losses, y, cluster, train_prior, baseline_probabilities, seed)
     best_possible, expected = (None, None) if true_probabilities is None else _truth(p, true_probabilities)
-    by_fold = _score_folds(losses, np.zeros(len(p)) if folds is None else np.asarray(folds))
-    parts = np.asarray(folds, dtype=np.int64) if by_fold else random_parts(cluster, seed)
-    score = Score(
-        log_loss=float(losses.mean()),
-        log_loss_ci=bootstrap_interval(losses, cluster, seed=seed),
+    score = _score(
+        p, y, log_loss_ci=bootstrap_interval(losses, cluster, seed=seed), n_groups=len(np.unique(cluster)),
+        baselines=baselines, against_logistic_regression=difference, scaling=_scale_temperature(raw, y, part),
+        class_prior_source="evaluated rows" if train_prior is None else "training rows",
+        best_possible=best_possible, expected_log_loss=expected, folds=by_fold,
+        fold_std=float(np.std([fold.log_loss for fold in by_fold], ddof=1)) if by_fold else None,
+    )  # fmt: skip
+    return Metrics(score)
+
+
+def _score(p: Floats, y: Ints, **compared: Any) -> Score:
+    """Combine what follows from the rows' probabilities and labels alone with the other fields of Score."""
+    log_loss, most_probable = float(log_losses(p, y).mean()), p.argmax(axis=1)
+    errors = [calibration.smooth_calibration_error(p[:, k], (y == k).astype(np.float64)) for k in range(3)]
+    return Score(
+        log_loss=log_loss,
         accuracy=float((most_probable == y).mean()),
         n=len(p),
-        n_groups=len(np.unique(cluster)),
         brier=float(((p - np.eye(3)[y]) ** 2).sum(axis=1).mean()),
         smooth_ece=float(np.mean(errors)),
         smooth_ece_by_class=dict(zip(LABELS, errors, strict=True)),
         class_counts=_counts(y),
         predicted_counts=_counts(most_probable),
         mean_probabilities=dict(zip(LABELS, p.mean(axis=0).tolist(), strict=True)),
-        baselines=baselines,
-        class_prior_source="evaluated rows" if train_prior is None else "training rows",
-        against_logistic_regression=difference,
-        scaling=_scale_temperature(
-            p if raw_probabilities is None else checked_probabilities(raw_probabilities), y, parts
-        ),
-        best_possible=best_possible,
-        expected_log_loss=expected,
-        folds=by_fold,
-        fold_std=float(np.std([fold.log_loss for fold in by_fold], ddof=1)) if by_fold else None,
-        leaderboard_estimate=0.890 * float(losses.mean()) + 0.125,
+        leaderboard_estimate=0.890 * log_loss + 0.125,
+        **compared,
     )
-    return Metrics(score)
 
 
 def score_predictions(

@@ -47,7 +47,8 @@ class Predictions:
     ``extra`` holds further columns of the same length. Known names: ``group`` (rows that share a prompt),
     ``n_turns``, ``n_tokens``, ``share_cut`` (share of the conversation left out of the prompt), ``model_a``,
     ``model_b``, ``identical_answers``, :data:`SWAP_COLUMNS` for rows scored with swapped responses,
-    :data:`RAW_COLUMNS` and :data:`FORM_COLUMNS`.
+    :data:`RAW_COLUMNS`, :data:`FORM_COLUMNS`, and ``both_orders`` (averages of several models: whether all
+    of them scored both orders of the responses).
     """
 
     ids: Sequence[str]
@@ -217,6 +218,15 @@ def swap_views(predictions: Predictions) -> tuple[NDArray[np.float64], NDArray[n
     both = np.array([predictions.extra[name] for name in SWAP_COLUMNS], dtype=np.float64)
     forward, swapped = np.split(both[:, ~np.isnan(both).any(axis=0)].T, 2, axis=1)
     return (forward, swapped) if len(forward) else None
+
+
+def one_order(predictions: Predictions) -> NDArray[np.float64]:
+    """``[n]``: 1 where only the given order of the responses was scored, 0 where both were, and averaged."""
+    unknown = [None] * len(predictions)
+    averages = predictions.extra.get("both_orders", unknown)
+    swapped = predictions.extra.get(SWAP_COLUMNS[-1], unknown)
+    both = [flag or (p is not None and p == p) for flag, p in zip(averages, swapped, strict=True)]
+    return 1.0 - np.array(both, dtype=np.float64)
 
 
 def least_certain(probabilities: NDArray[Any], share: float) -> NDArray[np.int64]:

@@ -15,12 +15,13 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import replacing, write_text
 from lmsys_unsloth.data.comparison import LABELS, Comparison
 from lmsys_unsloth.data.selection import FEW_PROMPTS
-from lmsys_unsloth.evaluate.bootstrap import PairedDifference
 from lmsys_unsloth.evaluate.calibration import log_losses
 from lmsys_unsloth.evaluate.predictions import Predictions, swap_views
 from lmsys_unsloth.evaluate.scores import Metrics, Score
 from lmsys_unsloth.report import findings
+from lmsys_unsloth.report.score_table import format_difference, score_lines
 from lmsys_unsloth.report.slices import Slice, losses_by_slice
+from lmsys_unsloth.report.training_sources import training_sources
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -35,10 +36,6 @@ SHOWN_CHARACTERS = 2400
 """Number of characters shown of each text; longer texts are cut in the middle."""
 
 OUTCOMES = ("A is better", "B is better", "tie")
-OWN_SCORE = "this run"
-"""Name of the log loss of the predictions themselves in the table of log losses."""
-METHODS = {"raw": "raw", "temperature": "calibrated", "stack": "stacked"}
-"""Names of the predictions by the keys of ``Metrics.adjusted``."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +84,8 @@ def write_report(run: Run, metrics: Metrics, predictions: Predictions, rows: Seq
         headline=findings.headline(metrics),
         findings=findings.list_findings(metrics, slices, data_warnings=_warnings(run)),
         scores=score_lines(metrics),
-        adjusted={METHODS[name]: score for name, score in metrics.adjusted.items()},
-        used=METHODS["raw" if metrics.adjustment == "none" else metrics.adjustment],
+        adjusted=len(metrics.adjusted) > 1,
+        sources=training_sources(run.data_description()),
         figures={name: (alt, plots.render_svg(figure, name)) for name, (alt, figure) in figures.items()},
         slices=slices,
         span=_span(slices, metrics.score),
@@ -104,53 +101,21 @@ def print_summary(metrics: Metrics, console: Console | None = None) -> None:
     """Print the log loss with its baselines, and every finding that must not be overlooked."""
     style = "bold" if findings.training_overlap(metrics) is None else "bold yellow"
     title = findings.headline(metrics)
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_style=style, title_justify="left")
-    table.add_column("")
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_style=style, title_justify="left", show_edge=False)
+    table.add_column("", no_wrap=True)
     table.add_column("log loss", justify="right")
+    table.add_column("vs. regression", no_wrap=True)
     table.add_column("", style="dim")
     for line in score_lines(metrics):
-        table.add_row(*line, style="bold" if line[0] == OWN_SCORE else None)
+        difference = format_difference(line.from_regression)
+        table.add_row(
+            line.name, f"{line.log_loss:.4f}", difference, line.note, style="bold" if line.own else None
+        )
     out = console or Console()
     out.print(table if metrics.score else title)
     for finding in findings.list_findings(metrics):
         if finding.tone == "bad":
             out.print(f"[bold yellow]![/] {finding.text}", highlight=False)
-
-
-def score_lines(metrics: Metrics) -> list[tuple[str, str, str]]:
-    """List the lines ``(name, value, note)`` of the table of log losses, normally from worst to best.
-
-    Below the score of the predictions themselves are those of raw, calibrated and stacked predictions.
-    """
-    score = metrics.score
-    if score is None:
-        return []
-    baselines = score.baselines
-    margin = "" if score.margin is None else f"±{score.margin:.4f}, "
-    values = [
-        ("uniform", baselines.uniform, "1/3 for every outcome"),
-        ("class prior", baselines.class_prior, f"class shares of the {score.class_prior_source}"),
-        ("logistic regression", baselines.logistic_regression, "length, lists, code, similarity"),
-        (OWN_SCORE, score.log_loss, f"{margin}{score.n:,} rows, accuracy {score.accuracy:.1%}"),
-        ("best possible", score.best_possible, "true probabilities of the simulated rows"),
-    ]
-    if len(metrics.adjusted) > 1:
-        used = "raw" if metrics.adjustment == "none" else metrics.adjustment
-        values[4:4] = [
-            (f"  {METHODS[name]}", own.log_loss, _against_raw(own.against_raw, used=name == used))
-            for name, own in metrics.adjusted.items()
-        ]
-    return [(name, f"{value:.4f}", note) for name, value, note in values if value is not None]
-
-
-def _against_raw(pair: PairedDifference | None, *, used: bool) -> str:
-    """Difference from the raw predictions, and whether these are the predictions of the run."""
-    notes = ["used"] if used else []
-    if pair is not None:
-        interval = pair.difference_ci
-        between = f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else ""
-        notes.append(f"{pair.difference:+.3f}{between} from raw")
-    return ", ".join(notes).replace("-", "−")
 
 
 def examples(predictions: Predictions, rows: Sequence[Comparison], count: int = WORST_ROWS) -> list[Example]:
@@ -203,13 +168,14 @@ def _example(predictions: Predictions, row: Comparison, k: int, cost: float) -> 
 
 
 def _warnings(run: Run) -> list[str]:
-    """Leaks, and an early-stopping set that is too small to choose by."""
+    """Leaks, doubts about a teacher, and an early-stopping set that is too small to choose by."""
     prompts = run.training_description().get("early_stopping_prompts", FEW_PROMPTS)
     few = (
         f"The best step was chosen by an early-stopping set of only {prompts} prompts, so it may look best "
         "by chance: raise train.early_stopping_share, or train on more rows."
     )
-    return [*_leaks(run), *([few] if prompts < FEW_PROMPTS else [])]
+    teacher = run.data_description().get("teacher", {}).get("warnings", [])
+    return [*_leaks(run), *teacher, *([few] if prompts < FEW_PROMPTS else [])]
 
 
 def _leaks(run: Run) -> list[str]:
@@ -241,6 +207,7 @@ def _environment() -> Environment:
         loader=PackageLoader("lmsys_unsloth.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["difference"] = format_difference
     environment.filters["safe_svg"] = Markup  # for figures only, whose texts are numbers and fixed words
-    environment.globals |= {"LABELS": LABELS, "OWN_SCORE": OWN_SCORE}
+    environment.globals |= {"LABELS": LABELS}
     return environment

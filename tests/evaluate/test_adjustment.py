@@ -23,6 +23,7 @@ from lmsys_unsloth.evaluate.predictions import (
     Predictions,
     read_predictions,
     unadjusted,
+    with_swap,
     write_predictions,
 )
 
@@ -191,6 +192,28 @@ def test_a_missing_or_damaged_calibration_is_refused(tmp_path: Path) -> None:
     run.calibration.unlink()
     with pytest.raises(UserError, match=r"(?s)calibration.json: missing.*train.py resume="):
         adjustment.load_calibration([run], NEW, STACK)
+
+
+def test_a_calibration_of_another_version_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 0)
+    run.calibration.write_text(json.dumps(json.loads(run.calibration.read_text()) | {"version": 1}))
+    with pytest.raises(UserError, match=r"(?s)another version \(version 1, not 2\).*train.py resume="):
+        adjustment.load_calibration([run], NEW, STACK)
+
+
+def test_only_rows_seen_in_one_order_are_corrected_for_the_position(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"{fold}", fold) for fold in range(FOLDS)]
+    calibration = adjustment.load_calibration(runs, NEW, STACK)
+    assert calibration is not None and calibration.stack.coefficients[0][-1] != 0
+    once = predictions(NEW)
+    both = with_swap(once, once.probabilities[:, [1, 0, 2]])  # the same prediction in both orders
+    found = [
+        adjustment.apply(calibration, members, baselines.features(NEW))["stack"]
+        for members in ([once], [both], [once, both])
+    ]
+    first, neither, mean = (np.log(p[:, 0] / p[:, 1]) for p in found)
+    assert np.abs(first - neither).max() > 1e-5
+    np.testing.assert_allclose(mean, (first + neither) / 2, atol=1e-9)
 
 
 def test_predictions_of_trained_rows_calibrate_nothing(tmp_path: Path) -> None:

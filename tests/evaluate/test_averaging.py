@@ -6,7 +6,7 @@ import numpy as np
 
 from lmsys_unsloth.evaluate import averaging, calibration
 from lmsys_unsloth.evaluate.averaging import best_weights
-from lmsys_unsloth.evaluate.predictions import Predictions
+from lmsys_unsloth.evaluate.predictions import Predictions, concatenate, one_order, with_swap
 
 RANDOM = np.random.default_rng(0)
 ROWS = 60
@@ -27,3 +27,13 @@ def test_unlabelled_runs_without_data_description_are_averaged():
     p = Predictions(["1", "2"], np.zeros(2, int), np.eye(3)[:2].astype(np.float32), np.array([-1, -1]))
     q = Predictions(["2", "1"], np.zeros(2, int), np.eye(3)[:2].astype(np.float32), np.array([-1, -1]))
     np.testing.assert_allclose(averaging.average([p, q]).probabilities, [[0.5, 0.5, 0], [0.5, 0.5, 0]])
+
+
+def test_an_average_remembers_whether_all_models_scored_both_orders():
+    once = Predictions(["1", "2"], np.zeros(2, int), np.eye(3)[:2].astype(np.float32), np.array([0, 1]))
+    both, first = with_swap(once, once.probabilities), with_swap(once, once.probabilities[:1], np.array([0]))
+    assert one_order(once).tolist() == [1, 1] and one_order(first).tolist() == [0, 1]
+    assert one_order(averaging.average([both, both])).tolist() == [0, 0]
+    assert one_order(averaging.average([both, first])).tolist() == [1, 1]
+    fold = concatenate([averaging.average([both, both]), both, once])
+    assert one_order(fold).tolist() == [0, 0, 0, 0, 1, 1]

@@ -15,6 +15,9 @@ from lmsys_unsloth.evaluate.calibration import apply_temperature, fit_temperatur
 from lmsys_unsloth.evaluate.stacking import Calibration, adjust_parts, fit_stack, stack_inputs
 
 Array = NDArray[np.float64]
+ONCE, BOTH = np.ones, np.zeros
+"""Rows that the model saw in one order of the responses, and in both."""
+
 NOISE = 0.03
 """Log loss that may be lost to the better part by fitting five numbers on eighty rows."""
 
@@ -53,10 +56,10 @@ def test_a_stack_on_few_rows_is_not_worse_than_model_or_form(
         fitted = slice(start, start + n)
         by_form = baselines.predict_parts(features[fitted], labels[fitted], np.arange(n) % 5)
         temperature = fit_temperature(model[fitted], labels[fitted])
-        stack = fit_stack(apply_temperature(model[fitted], temperature), by_form, labels[fitted])
+        stack = fit_stack(apply_temperature(model[fitted], temperature), by_form, labels[fitted], ONCE(n))
         form = baselines.fit_form(features[fitted], labels[fitted])
         calibration = Calibration(temperature, stack, (form,), n)
-        stacked = calibration.adjust([model[new]], features[new])["stack"]
+        stacked = calibration.adjust([model[new]], features[new], ONCE(1500))["stack"]
         np.testing.assert_allclose(stacked.sum(axis=1), 1)
         for name, p in {"model": model[new], "form": form.predict(features[new]), "stack": stacked}.items():
             losses[name].append(log_losses(p, labels[new]).mean())
@@ -70,7 +73,7 @@ def test_a_stack_of_two_predictors_with_different_knowledge_beats_both(
     features, truth, labels = arena
     model, n = predict("weak", truth), 1000
     part = np.arange(n) % 5
-    adjusted = adjust_parts(model[:n], labels[:n], part, np.arange(n), features[:n], None)
+    adjusted = adjust_parts(model[:n], labels[:n], part, np.arange(n), features[:n], None, ONCE(n))
     form = baselines.predict_parts(features[:n], labels[:n], part)
     for other in (model[:n], form):
         pair = paired_bootstrap(
@@ -89,7 +92,7 @@ def test_the_labels_of_a_part_do_not_change_its_own_predictions(
     form = None if nested else np.roll(truth, 1, axis=0)
 
     def adjust(labels: NDArray[np.int64]) -> dict[str, Array]:
-        return dict(adjust_parts(model, labels, part, cluster, features, form))
+        return dict(adjust_parts(model, labels, part, cluster, features, form, ONCE(200)))
 
     before, after = adjust(labels), adjust(np.where(part == 0, (labels + 1) % 3, labels))
     for method in ("temperature", "stack"):
@@ -103,12 +106,30 @@ def test_swapped_responses_give_swapped_probabilities(
 ) -> None:
     _, truth, labels = (values[:200] for values in arena)
     model, form = predict("weak", truth), np.roll(truth, 1, axis=0)
-    stack, swap = fit_stack(model, form, labels), [1, 0, 2]
+    stack, swap = fit_stack(model, form, labels, BOTH(200)), [1, 0, 2]
     np.testing.assert_allclose(
-        stack.predict(stack_inputs(model, form))[:, swap],
-        stack.predict(stack_inputs(model[:, swap], form[:, swap])),
+        stack.predict(stack_inputs(model, form, BOTH(200)))[:, swap],
+        stack.predict(stack_inputs(model[:, swap], form[:, swap], BOTH(200))),
         atol=1e-3,  # the optimiser stops at a gradient of 1e-4
     )
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize(("bias", "least", "most"), [(0.0, -0.002, 0.002), (0.5, -0.05, -0.015)])
+def test_a_preference_for_one_position_is_corrected_and_without_one_little_is_lost(
+    arena: tuple[Array, Array, NDArray[np.int64]], bias: float, least: float, most: float
+) -> None:
+    _, truth, labels = arena
+    model = predict("good", truth) * np.exp([bias, -bias, 0])
+    model /= model.sum(axis=1, keepdims=True)
+    form, fitted, new = np.full_like(model, 1 / 3), slice(1500), slice(1500, None)
+
+    def loss(one_order: Array) -> float:
+        stack = fit_stack(model[fitted], form[fitted], labels[fitted], one_order)
+        stacked = stack.predict(stack_inputs(model[new], form[new], one_order))
+        return float(log_losses(stacked, labels[new]).mean())
+
+    assert least < loss(ONCE(1500)) - loss(BOTH(1500)) < most
 
 
 def test_unlabelled_rows_are_predicted_and_change_nothing(
@@ -117,8 +138,10 @@ def test_unlabelled_rows_are_predicted_and_change_nothing(
     features, truth, labels = (values[:120] for values in arena)
     model, part, cluster = predict("good", truth), np.arange(120) % 5, np.arange(120)
     unknown = np.arange(120) >= 100
-    all_rows = adjust_parts(model, np.where(unknown, -1, labels), part, cluster, features, None)
-    first = adjust_parts(model[:100], labels[:100], part[:100], cluster[:100], features[:100], None)
+    all_rows = adjust_parts(model, np.where(unknown, -1, labels), part, cluster, features, None, ONCE(120))
+    first = adjust_parts(
+        model[:100], labels[:100], part[:100], cluster[:100], features[:100], None, ONCE(100)
+    )
     np.testing.assert_array_equal(all_rows["stack"][:100], first["stack"])
     np.testing.assert_allclose(all_rows["stack"].sum(axis=1), 1)
 
@@ -129,7 +152,7 @@ def test_outcomes_that_do_not_occur_keep_a_small_probability(
     features, truth, labels = (values[:40] for values in arena)
     part, cluster = np.arange(40) % 5, np.arange(40)
     for outcomes in (labels % 2, np.zeros(40, np.int64), np.full(40, 2)):
-        stacked = adjust_parts(truth, outcomes, part, cluster, features, None)["stack"]
+        stacked = adjust_parts(truth, outcomes, part, cluster, features, None, ONCE(40))["stack"]
         assert (stacked > 0).all() and np.isfinite(log_losses(stacked, outcomes)).all()
         np.testing.assert_allclose(stacked.sum(axis=1), 1)
 
@@ -137,13 +160,15 @@ def test_outcomes_that_do_not_occur_keep_a_small_probability(
 def test_a_calibration_is_the_same_after_json(arena: tuple[Array, Array, NDArray[np.int64]]) -> None:
     features, truth, labels = (values[:60] for values in arena)
     form = baselines.fit_form(features, labels)
-    calibration = Calibration(1.7, fit_stack(truth, form.predict(features), labels), (form, form), 60)
+    calibration = Calibration(
+        1.7, fit_stack(truth, form.predict(features), labels, ONCE(60)), (form, form), 60
+    )
     again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
-    for method, p in calibration.adjust([truth, truth[::-1]], features).items():
-        np.testing.assert_array_equal(p, again.adjust([truth, truth[::-1]], features)[method])
+    for method, p in calibration.adjust([truth, truth[::-1]], features, ONCE(60)).items():
+        np.testing.assert_array_equal(p, again.adjust([truth, truth[::-1]], features, ONCE(60))[method])
 
 
 def test_one_part_is_not_enough(arena: tuple[Array, Array, NDArray[np.int64]]) -> None:
     features, truth, labels = (values[:9] for values in arena)
     with pytest.raises(ValueError, match="at least two parts"):
-        adjust_parts(truth, labels, np.zeros(9, np.int64), np.arange(9), features, None)
+        adjust_parts(truth, labels, np.zeros(9, np.int64), np.arange(9), features, None, ONCE(9))

@@ -18,7 +18,7 @@ from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.selection import Overlap
 from lmsys_unsloth.evaluate import adjustment, metrics
 from lmsys_unsloth.evaluate.predictions import Predictions, with_swap
-from lmsys_unsloth.report import page, plots
+from lmsys_unsloth.report import page, plots, score_table
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -249,6 +249,32 @@ def test_scored_training_rows_are_marked_in_the_title_the_summary_and_the_termin
     assert "<h1>log loss" in write(tmp_path / "valid", predictions, rows)
 
 
+@pytest.mark.parametrize("method", ["none", "temperature", "stack"])
+def test_raw_calibrated_and_stacked_are_in_one_table_with_their_differences(tmp_path, no_figures, method):
+    predictions, rows = case(60)
+    regression = np.random.default_rng(1).dirichlet([2, 2, 2], 60)
+    candidates = {"temperature": np.full((60, 3), 1 / 3), "stack": regression[::-1]}
+    compared = adjustment.compare(predictions, candidates, regression)
+    scored = metrics.score_predictions(predictions, baseline_probabilities=regression)
+    run = described(tmp_path)
+    page.write_report(
+        run, dataclasses.replace(scored, adjusted=compared, adjustment=method), predictions, rows
+    )
+    (table,) = re.findall(
+        "(?s)<h2>Log loss and baselines</h2>.*?(<table>.*?</table>)", run.report.read_text()
+    )
+    lines = re.findall("(?s)<tr( class=.own.)?><td>(.*?)</td>(.*?)</tr>", table)
+    names = ["uniform", "class prior", "logistic regression", "raw", "calibrated", "stacked"]
+    assert [name.removesuffix(" (this run)") for _, name, _ in lines] == names
+    used = {"none": "raw", "temperature": "calibrated", "stack": "stacked"}[method]
+    assert [name for own, name, _ in lines if own] == [f"{used} (this run)"]
+    for (_, _, cells), own in zip(lines[3:], compared.values(), strict=True):
+        assert f">{own.log_loss:.4f}<" in cells
+        for pair in (own.against_logistic_regression, own.against_raw):
+            assert f">{score_table.format_difference(pair)}<" in cells
+    assert score_table.format_difference(compared["stack"].against_raw).count("(") == 1
+
+
 def test_a_failing_report_leaves_the_old_one(tmp_path, no_figures, monkeypatch):
     (tmp_path / "report.html").write_text("old")
     predictions, rows = case()
@@ -276,13 +302,14 @@ def test_terminal_table_is_aligned_and_complete():
         "uniform",
         "class prior",
         "logistic regression",
-        "this run",
         "raw",
         "calibrated",
         "stacked",
         "best possible",
     ):
         assert any(line.strip().startswith(name) for line in lines), name
+    assert [line.split()[0] for line in lines if "this run" in line] == ["raw"]
+    assert sum("+0.0" in line or "−0.0" in line for line in lines) == 3  # from logistic regression
     columns = {match.end() for line in lines[3:] if (match := re.search(r"\b\d\.\d{4}\b", line))}
     assert len(columns) == 1
     empty = metrics.compute_metrics(np.empty((0, 3)), np.empty(0, dtype=int))
