@@ -166,7 +166,8 @@ class TrainConfig(Section):
     own forward pass on padded batches."""
     checkpoint: Literal["auto", "none", "all"]
     """Layers whose activations are recomputed in the backward pass (arXiv:1604.06174) instead of kept.
-    ``auto``: as many as the free memory requires. ``none``: no layer. ``all``: every trained layer."""
+    ``auto``: as many as the free memory requires; every layer where the model's own forward pass is used.
+    ``none``: no layer. ``all``: every trained layer."""
     log_every: PositiveInt
     """Optimiser steps between two logged losses."""
     save_every: PositiveInt

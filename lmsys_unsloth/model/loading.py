@@ -135,7 +135,7 @@ def make_resident(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -
 
 
 def unsloth_checkpointing(train: TrainConfig | None) -> str | bool:
-    """unsloth checkpoints layers for the reference decoder only; the fast one does so by itself."""
+    """unsloth's own checkpointing, where the reference decoder is wanted from the start."""
     return "unsloth" if train is not None and not train.fast and train.checkpoint == "all" else False
 
 

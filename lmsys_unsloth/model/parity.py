@@ -30,7 +30,12 @@ exceeds the rows that have an attention of their own on a CPU. Gemma 2 9B's own 
 of attention logits for the gradients of such a row."""
 
 FACTOR = 3.0
-"""Largest accepted distance of the fast decoder, in distances that a perturbation of the other makes."""
+"""Largest accepted distance of the fast decoder, in distances that a perturbation of the other makes.
+
+Measured on a CPU in these units: correct decoders are at 0.2 to 1.0, tiny random models in float32 and in
+bfloat16 as well as SmolLM2 in bfloat16. Mistakes in SmolLM2: rows that attend to each other 5 to 6, an
+attention scale 25% too large 8 to 9, no positions 9 to 15. In float32 all of them exceed 1,000.
+"""
 
 UPDATE = 0.2
 """Size of the random updates with which gradients are compared, see :func:`random_updates`."""

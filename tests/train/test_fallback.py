@@ -55,7 +55,7 @@ def account(run: Run) -> Any:
 def count_calls(model: Any) -> Callable[[], int]:
     """Count passes of the first layer's MLP in training; a checkpointed one has another in backward."""
     calls: list[bool] = []
-    causal_lm(model).model.layers[0].mlp.register_forward_hook(  # type: ignore[union-attr]
+    causal_lm(model).model.layers[0].mlp.register_forward_pre_hook(  # type: ignore[union-attr]
         lambda module, *_: calls.append(module.training)
     )
     return lambda: sum(calls)
@@ -89,14 +89,12 @@ def test_a_failure_in_a_later_step_loses_nothing(
     settings = TRAIN.model_copy(update={"tokens_per_micro_batch": 24, "evaluate_every": 2})
     straight, broken = adapted(folder), adapted(folder)
     fit(straight, folder, Run(tmp_path / "straight"), settings, early_stopping=rows(6))
-    # The second of the micro-batches of the fourth step fails.
-    seen: list[bool] = []
     with monkeypatch.context() as patch:
         seen = failing(patch, 99)
         fit(adapted(folder), folder, Run(tmp_path / "counted"), settings, early_stopping=rows(6))
     micro_batches = sum(seen) - PARITY_CALLS
     steps = account(Run(tmp_path / "straight"))["steps"]
-    assert steps >= 5 and micro_batches > 2 * steps
+    assert steps >= 5 and micro_batches > steps
     failing(monkeypatch, PARITY_CALLS + len(seen) // 2, where=where)
     calls = count_calls(broken)
     with caplog.at_level("WARNING"):
