@@ -84,7 +84,7 @@ def train_config(**changes: Any) -> TrainConfig:
     quick = {
         "epochs": 1, "rows_per_step": 4, "tokens_per_micro_batch": 64, "learning_rate": 5e-3,
         "lr_scheduler": "constant", "warmup_ratio": 0.0, "max_grad_norm": None, "label_smoothing": 0.0,
-        "optimizer": "adamw_torch_fused", "loss": "vocabulary", "save_every": 3,
+        "optimizer": "adamw_torch_fused", "loss": "vocabulary", "save_every_minutes": 0,
     }  # fmt: skip
     return TrainConfig.model_validate(composed()["train"] | quick | changes)
 

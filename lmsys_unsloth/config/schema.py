@@ -170,8 +170,8 @@ class TrainConfig(Section):
     ``none``: no layer. ``all``: every trained layer."""
     log_every: PositiveInt
     """Optimiser steps between two logged losses."""
-    save_every: PositiveInt
-    """Optimiser steps between two checkpoints."""
+    save_every_minutes: NonNegativeFloat
+    """Minutes of training between two checkpoints; 0: one after every step. There is one at the end too."""
 
 
 class EvalConfig(Section):

@@ -113,8 +113,8 @@ def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Modu
 def make_resident(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -> int:
     """Replace 4-bit linear layers by plain ones with the same values, if memory allows it; return how many.
 
-    QLoRA trains against exactly these values, but computes them anew at every pass: 2% of a step of Llama 3 8B
-    with micro-batches of 7,000 tokens (H200), the more the smaller they are.
+    QLoRA trains against exactly these values, but computes them anew at every pass: 2% of a step of Llama 3
+    8B with micro-batches of 7,000 tokens (H200), the more the smaller they are.
     """
     import bitsandbytes as bnb
 

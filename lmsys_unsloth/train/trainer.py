@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +17,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from transformers.integrations.neftune import activate_neftune
 from trl import SFTConfig, SFTTrainer
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.core.progress import progress
 from lmsys_unsloth.model.answer_head import AnswerHead
 from lmsys_unsloth.model.batch import Batch, collate, target
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, compute_dtype
@@ -36,6 +34,7 @@ from lmsys_unsloth.model.trained_weights import (
     trained_parameters,
 )
 from lmsys_unsloth.prompting.encoding import EncodedRow
+from lmsys_unsloth.train.callbacks import CheckpointCallback, ProgressCallback
 from lmsys_unsloth.train.losses import answer_loss
 from lmsys_unsloth.train.metric_logger import MetricLogger
 from lmsys_unsloth.train.steps import Step
@@ -105,7 +104,10 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
             args=_arguments(decoder.current, config, len(steps), run.checkpoints, seed),
             train_dataset=dummy_dataset(),
             processing_class=tokenizer,
-            callbacks=[_ProgressCallback(len(steps), run, metric_logger)],
+            callbacks=[
+                ProgressCallback(len(steps), metric_logger),
+                CheckpointCallback(run, config.save_every_minutes),
+            ],
         )
         self.remove_callback(PrinterCallback)
         decoder.on_failure = self._fast_decoder_failed
@@ -262,8 +264,7 @@ def _arguments(decoder: Decoder, config: TrainConfig, steps: int, checkpoints: P
         gradient_checkpointing=False,  # done by the decoder or by unsloth
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,  # would wait for the GPU at every step
-        save_strategy="steps",
-        save_steps=config.save_every,
+        save_strategy="no",  # CheckpointCallback decides
         save_total_limit=2,  # the newest may be incomplete after a kill
         report_to="none",
         disable_tqdm=True,
@@ -282,32 +283,3 @@ def _optimizer(config: TrainConfig, trained: int) -> str:
     if config.optimizer != "auto":
         return config.optimizer
     return "adamw_8bit" if trained >= LARGE else "adamw_torch_fused"
-
-
-class _ProgressCallback(TrainerCallback):  # type: ignore[misc]
-    """Progress bar, logged metrics, and the marker of complete checkpoints."""
-
-    def __init__(self, steps: int, run: Run, metric_logger: MetricLogger) -> None:
-        self.steps, self.run, self.metric_logger = steps, run, metric_logger
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = progress("training", self.steps, "step")
-        self.bar.__enter__()
-        self.bar.advance(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.advance(1)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        if "loss" not in logs:
-            return
-        self.bar.note(f"loss {logs['loss']:.3f}")
-        log.debug("step %d: %s", state.global_step, json.dumps(logs))
-        wanted = ("loss", "learning_rate", "grad_norm")
-        self.metric_logger.log({f"train/{k}": logs[k] for k in wanted if k in logs}, step=state.global_step)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.run.mark_complete(state.global_step)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.__exit__(None, None, None)

@@ -120,7 +120,7 @@ def test_ctrl_c_and_resume(tiny_folder: Path, tmp_path: Path) -> None:
         SMALL[-1],
         "train.rows_per_step=1",
         "train.epochs=40",
-        "train.save_every=5",
+        "train.save_every_minutes=0",
         "train.learning_rate=1e-5",
         "hydra.run.dir=RUN",
     ]
@@ -141,7 +141,7 @@ def test_ctrl_c_and_resume(tiny_folder: Path, tmp_path: Path) -> None:
     config = (tmp_path / "RUN" / "config.yaml").read_text()
     (tmp_path / "RUN" / "config.yaml").write_text(config.replace("max_steps: null", "max_steps: 60"))
     run("train.py", "resume=RUN", cwd=tmp_path)
-    assert json.loads((tmp_path / "RUN" / "training.json").read_text())["resumed_at_step"] >= 5
+    assert json.loads((tmp_path / "RUN" / "training.json").read_text())["resumed_at_step"] >= 1
     assert (tmp_path / "RUN" / "metrics.json").is_file()
     assert "epochs=40" in (tmp_path / "RUN" / ".hydra" / "overrides.yaml").read_text()
 

@@ -92,7 +92,7 @@ def test_the_best_step_survives_a_kill(folder: Path, tmp_path: Path, monkeypatch
         patch.setattr(trainer.AnswerTrainer, "training_step", die_in_the_fifth_step)
         with pytest.raises(KeyboardInterrupt):
             fit(adapted(folder), folder, killed, EVERY_TWO, early_stopping=HELD_OUT)
-    assert killed.newest_checkpoint() == 3 and json.loads((killed.best_checkpoint / "score.json").read_text())
+    assert killed.newest_checkpoint() == 4 and json.loads((killed.best_checkpoint / "score.json").read_text())
     resumed = adapted(folder)
     fit(resumed, folder, killed, EVERY_TWO, early_stopping=HELD_OUT)
     assert curve(killed) == curve(run)

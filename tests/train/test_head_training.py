@@ -94,7 +94,7 @@ def test_a_linear_classifier_learns_and_is_saved_with_the_adapters(folder: Path,
 def test_a_killed_training_resumes_with_its_head(folder: Path, tmp_path: Path) -> None:
     from lmsys_unsloth.train import trainer
 
-    config = ANSWERS_ONLY.model_copy(update={"save_every": 2, "max_steps": 4})
+    config = ANSWERS_ONLY.model_copy(update={"max_steps": 4})
     straight = adapted(folder, kind="lm_trained")
     fit(straight, folder, Run(tmp_path / "straight"), config)
     ordinary, count, run = trainer.AnswerTrainer.training_step, iter(range(99)), Run(tmp_path / "killed")
@@ -107,7 +107,7 @@ def test_a_killed_training_resumes_with_its_head(folder: Path, tmp_path: Path) -
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(trainer.AnswerTrainer, "training_step", die_in_the_fourth_step)
         fit(adapted(folder, kind="lm_trained"), folder, run, config)
-    assert run.newest_checkpoint() == 2
+    assert run.newest_checkpoint() == 3
     resumed = adapted(folder, kind="lm_trained")
     fit(resumed, folder, run, config)
     for name, tensor in adapters(straight).items():

@@ -99,12 +99,12 @@ def test_a_killed_training_resumes_exactly(
     with pytest.raises(KeyboardInterrupt):
         fit(killed, folder, run)
     monkeypatch.undo()
-    assert run.newest_checkpoint() == 3
-    (run.checkpoints / "checkpoint-4").mkdir()  # as a kill in the middle of writing leaves it
+    assert run.newest_checkpoint() == 4
+    (run.checkpoints / "checkpoint-5").mkdir()  # as a kill in the middle of writing leaves it
     resumed = adapted(folder)
     fit(resumed, folder, run)
-    assert not (run.checkpoints / "checkpoint-4" / "half").exists()
-    assert json.loads(run.training.read_text())["resumed_at_step"] == 3
+    assert not (run.checkpoints / "checkpoint-5" / "half").exists()
+    assert json.loads(run.training.read_text())["resumed_at_step"] == 4
     for name, tensor in adapters(straight).items():
         assert torch.equal(adapters(resumed)[name], tensor), name
 

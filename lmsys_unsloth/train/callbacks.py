@@ -1,0 +1,64 @@
+"""What happens beside the steps of a training: progress bar, logged metrics, and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+from lmsys_unsloth.model.unsloth_import import import_unsloth
+
+import_unsloth()  # patches transformers, so it must come before it
+
+from transformers import TrainerCallback
+
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.core.progress import progress
+from lmsys_unsloth.train.metric_logger import MetricLogger
+
+log = logging.getLogger(__name__)
+
+
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]
+    """Shows a progress bar and passes losses on to the metric logger."""
+
+    def __init__(self, steps: int, metric_logger: MetricLogger) -> None:
+        self.steps, self.metric_logger = steps, metric_logger
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar = progress("training", self.steps, "step")
+        self.bar.__enter__()
+        self.bar.advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        self.bar.note(f"loss {logs['loss']:.3f}")
+        log.debug("step %d: %s", state.global_step, json.dumps(logs))
+        wanted = ("loss", "learning_rate", "grad_norm")
+        self.metric_logger.log({f"train/{k}": logs[k] for k in wanted if k in logs}, step=state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.__exit__(None, None, None)
+
+
+class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
+    """Asks for a checkpoint ``minutes`` after the last one and at the end, and marks complete ones."""
+
+    def __init__(self, run: Run, minutes: float) -> None:
+        self.run, self.seconds = run, 60 * minutes
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        ended = state.global_step >= state.max_steps
+        control.should_save |= ended or time.monotonic() - self.last >= self.seconds
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.run.mark_complete(state.global_step)
+        self.last = time.monotonic()
