@@ -108,14 +108,14 @@ class _GroupedRows(torch.autograd.Function):
             for chunk, seen in _chunks(queries, keys):
                 weights = _weights(queries[:, chunk], keys[:, :seen], scale)
                 torch.bmm(weights, values[:, :seen], out=out[:, chunk])
-        return result[ctx.layout.target].view_as(q)
+        return result.index_select(0, ctx.layout.target).view_as(q)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """With weights W = softmax(S): dS = W ∘ (dW − rowsum(dW ∘ W)), PyTorch's backward of softmax."""
         q, k, v = ctx.saved_tensors
         copies = [_copy_entries(x, k.shape[1], ctx.layout) for x in (q, k, v, gradient)]
-        copies[3][ctx.layout.padding] = 0
+        copies[3].index_fill_(0, ctx.layout.padding, 0)
         d_q = torch.empty_like(copies[0])
         d_k, d_v = (torch.zeros(copies[1].shape) for _ in range(2))  # float32: chunks are added up
         parts = _by_group(ctx.layout, k.shape[1], *copies, d_q, d_k, d_v)
@@ -128,8 +128,8 @@ class _GroupedRows(torch.autograd.Function):
                 torch.bmm(d_logits, keys[:, :seen], out=d_queries[:, chunk])
                 d_keys[:, :seen] += torch.bmm(d_logits.transpose(1, 2), queries[:, chunk])
         d_q, d_k = d_q.mul_(ctx.scale), d_k.mul_(ctx.scale)
-        back = (dx.to(x.dtype)[ctx.layout.target].view_as(x) for x, dx in ((q, d_q), (k, d_k), (v, d_v)))
-        return *back, None, None
+        d_packed = (dx.to(q.dtype).index_select(0, ctx.layout.target) for dx in (d_q, d_k, d_v))
+        return *(dx.view_as(x) for x, dx in zip((q, k, v), d_packed, strict=True)), None, None
 
 
 def _copy_entries(x: Tensor, key_value_heads: int, layout: Layout) -> Tensor:

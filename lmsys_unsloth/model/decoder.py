@@ -215,7 +215,7 @@ class FastDecoder:
         else:
             chosen, rows = rows.select_last(last)
             q = layers.linear(own.q_proj, h[:, chosen])
-            k, v = (layers.linear(projection, h) for projection in (own.k_proj, own.v_proj))
+            k, v = layers.linears((own.k_proj, own.v_proj), h)
             x, kernels, q_table = x[:, chosen], None, (table[0][chosen], table[1][chosen])
         q, k, v = (states.view(states.shape[1], -1, own.head_dim) for states in (q, k, v))
         q, k = layers.apply_rope(q, q_table), layers.apply_rope(k, table)
