@@ -6,7 +6,7 @@ import graphlib
 
 from import_graph import COMMANDS, FOLDERS, PACKAGE, REPOSITORY, drawing, folder, graph, imports, modules
 
-MAX_FILES = 13
+MAX_FILES = 14
 MAX_LINES = 300
 
 

@@ -1,8 +1,9 @@
 """Causal attention over packed rows.
 
-Three implementations of the same function; :func:`choose_attention` picks by device, dtype and model:
+Four implementations of the same function; :func:`choose_attention` picks by device, dtype and model:
 
-- :func:`row_by_row`: plain PyTorch for any device and model; the other two are tested against it.
+- :func:`row_by_row`: plain PyTorch for any device and model; the others are tested against it.
+- :func:`grouped`: batched matrix products, for CPUs, bfloat16 and uncapped attention logits.
 - :func:`varlen`: PyTorch's variable-length flash attention, for CUDA and uncapped attention logits.
 - :func:`flex`: PyTorch's FlexAttention, for CUDA, with Gemma 2's logit cap and sliding window.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmsys_unsloth.model import cpu_attention
 from lmsys_unsloth.model.packing import MIN_POSITIONS, PackedRows, causal_mask
 
 Attention = Callable[[Tensor, Tensor, Tensor, PackedRows, float, float | None, int | None], Tensor]
@@ -32,19 +34,12 @@ Args:
     window: each position attends to itself and the ``window - 1`` positions before it; None for no window.
 """
 
-SHORT_ROW = 256
-"""Maximum row length for :class:`_ShortRow`, in tokens. Up to it, matrix products beat the bfloat16 backward
-pass of PyTorch's CPU flash attention (2 cores with AMX: 0.4 against 1.2 ms at 64 tokens, 1.6 against 3.0 at
-200)."""
-
-QUERIES = 128
-"""Number of queries that :class:`_ShortRow` handles at a time in the backward pass; keys after the last of
-them are skipped."""
-
 
 def choose_attention(rows: PackedRows, dtype: torch.dtype, cap: float | None) -> Attention:
     """Return the fastest implementation that supports the device, the dtype and the cap."""
     restricted = rows.query_lengths != rows.lengths  # few queries do not fill a kernel
+    if rows.device.type == "cpu" and dtype == torch.bfloat16 and cap is None and not restricted:
+        return grouped
     if restricted or dtype == torch.float32 or not has_flash_attention(rows.device):
         return row_by_row
     return varlen if cap is None else flex
@@ -74,9 +69,6 @@ def _one_row(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, w
     if cap is not None:
         return _capped(q, k, v, scale, cap, causal_mask(queries, tokens, window, q.device))
     if queries == tokens and not window_cuts:
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and tokens <= SHORT_ROW and q.requires_grad:
-            out = cast(Tensor, _ShortRow.apply(q, k, v, scale))  # type: ignore[no-untyped-call]
-            return out.transpose(0, 1)
         options: dict[str, Any] = {"is_causal": True}
     elif queries == 1 and not window_cuts:
         options = {}
@@ -101,45 +93,13 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, mask: Ten
     return (weights @ v).transpose(0, 1)
 
 
-class _ShortRow(torch.autograd.Function):
-    """Causal attention within a short row on a CPU: PyTorch's forward pass with a faster backward pass.
-
-    ``q`` is ``[heads, tokens, head_dim]``; ``k`` and ``v`` have fewer heads.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        attend = F.scaled_dot_product_attention
-        out = attend(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=True)[0]
-        ctx.save_for_backward(q, k, v, out)
-        ctx.scale = scale
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """With weights P = softmax(S): dS = P ∘ (dP − rowsum(dO ∘ O)) (FlashAttention, arXiv:2205.14135).
-
-        Query heads that share a key head are stacked: ``[key_value_heads, heads per group * queries, ...]``.
-        """
-        q, k, v, out = ctx.saved_tensors
-        groups, tokens, _ = k.shape
-        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        row_sums = torch.linalg.vecdot(d_out.float(), out.float())[..., None]
-        for start in range(0, tokens, QUERIES):
-            chunk = slice(start, min(tokens, start + QUERIES))
-            end, queries = chunk.stop, chunk.stop - start
-            shape = (groups, -1, queries, end)
-            q_chunk, d_out_chunk = (x[:, chunk].reshape(groups, -1, x.shape[-1]) for x in (q, d_out))
-            masked = ~causal_mask(queries, end, None, q.device)
-            logits = torch.bmm(q_chunk, k[:, :end].transpose(1, 2)).view(shape).float()
-            weights = logits.mul_(ctx.scale).masked_fill_(masked, float("-inf")).softmax(-1)
-            d_v[:, :end] += torch.bmm(weights.to(q.dtype).view(groups, -1, end).transpose(1, 2), d_out_chunk)
-            d_weights = torch.bmm(d_out_chunk, v[:, :end].transpose(1, 2)).view(shape).float()
-            d_logits = d_weights.sub_(row_sums[:, chunk].reshape(groups, -1, queries, 1))
-            d_logits = d_logits.mul_(weights).mul_(ctx.scale).to(q.dtype).view(groups, -1, end)
-            d_q[:, chunk] = torch.bmm(d_logits, k[:, :end]).view(q.shape[0], -1, q.shape[-1])
-            d_k[:, :end] += torch.bmm(d_logits.transpose(1, 2), q_chunk)
-        return d_q, d_k, d_v, None
+def grouped(
+    q: Tensor, k: Tensor, v: Tensor, rows: PackedRows, scale: float, cap: float | None, window: int | None
+) -> Tensor:
+    """Attend within groups of rows of similar length, without a cap; every position has a query."""
+    if window is not None and window < max(rows.lengths):
+        return row_by_row(q, k, v, rows, scale, cap, window)
+    return cpu_attention.attend(q, k, v, rows.lengths, scale)
 
 
 def varlen(

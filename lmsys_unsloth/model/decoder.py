@@ -187,6 +187,7 @@ class FastDecoder:
         trained = [name for name, m in names if name.endswith("_proj") and m.weight.requires_grad]
         dropouts = [part for module in adapted.values() for part in module.lora_dropout.values()]
         rows = PackedRows((row_length,), (row_length,), self.decoder.embed_tokens.weight.device)
+        attend = attention.choose_attention(rows, dtype, self.cap)
         return layer_bytes_per_token(
             self.config.to_dict(),
             row_length,
@@ -194,8 +195,9 @@ class FastDecoder:
             ranks=dict.fromkeys(trained, 0)
             | {name: sum(module.r.values()) for name, module in adapted.items()},
             dropout=any(isinstance(part, nn.Dropout) for part in dropouts),
-            flash=attention.choose_attention(rows, dtype, self.cap) is not attention.row_by_row,
+            flash=attend not in (attention.row_by_row, attention.grouped),
             fused=self.kernels is not None and layers.fused_function(layer.mlp, "forward") is not None,
+            grouped=attend is attention.grouped,
         )
 
     def max_micro_batch_tokens(self, row_length: int, free_bytes: float) -> int:
@@ -239,7 +241,7 @@ class FastDecoder:
         else:
             chosen, rows = rows.select_last(last)
             q = layers.linear(own.q_proj, h[:, chosen])
-            k, v = (layers.linear(projection, h) for projection in (own.k_proj, own.v_proj))
+            k, v = layers.linears((own.k_proj, own.v_proj), h)
             x, kernels, q_table = x[:, chosen], None, (table[0][chosen], table[1][chosen])
         q, k, v = (states.view(states.shape[1], -1, own.head_dim) for states in (q, k, v))
         q, k = layers.apply_rope(q, k, q_table, table, kernels)

@@ -6,7 +6,7 @@ little for the backward pass: inputs in the model's dtype, no float32 copies of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -49,6 +49,8 @@ def linear(module: nn.Module, x: Tensor) -> Tensor:
         return F.linear(x, weight.to(x.dtype), cast(Any, module).bias)  # trained in float32
     if adapters is None or getattr(module, "disable_adapters", False) or _is_special(module):
         return cast(Tensor, module(x))
+    if _is_plain(module, x.dtype):
+        return _linears_with_lora([module], x)[0]
     proj = cast(Any, module)
     y = cast(Tensor, proj.base_layer(x))
     for name in proj.active_adapters:
@@ -67,6 +69,76 @@ def _is_special(module: Any) -> bool:
     names = [name for name in module.active_adapters if name in module.lora_B]
     biased = any(getattr(module.lora_B[name], "bias", None) is not None for name in names)
     return bool(module.merged) or biased or any(getattr(module, "use_dora", {}).get(name) for name in names)
+
+
+def linears(modules: Sequence[nn.Module], x: Tensor) -> tuple[Tensor, ...]:
+    """Compute :func:`linear` of several modules with the same input; together where all have plain LoRA."""
+    if all(_is_plain(module, x.dtype) for module in modules):
+        return _linears_with_lora(modules, x)
+    return tuple(linear(module, x) for module in modules)
+
+
+def _is_plain(module: Any, dtype: torch.dtype) -> bool:
+    """Whether the layer has one adapter without dropout, on a frozen matrix in ``dtype`` without a bias."""
+    if not hasattr(module, "lora_A") or module.disable_adapters or _is_special(module):
+        return False
+    names, base = [name for name in module.active_adapters if name in module.lora_A], module.base_layer
+    frozen = type(base) is nn.Linear and base.bias is None and not base.weight.requires_grad
+    return (
+        len(names) == 1 and frozen and base.weight.dtype == dtype
+        and isinstance(module.lora_dropout[names[0]], nn.Identity)
+    )  # fmt: skip
+
+
+def _linears_with_lora(modules: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
+    names = [next(name for name in module.active_adapters if name in module.lora_A) for module in modules]
+    named = list(zip(modules, names, strict=True))
+    weights = [module.base_layer.weight for module in modules]
+    scales = [module.scaling[name] for module, name in named]
+    downs = [module.lora_A[name].weight for module, name in named]
+    ups = [module.lora_B[name].weight for module, name in named]
+    return cast(tuple[Tensor, ...], _LinearsWithLora.apply(x, weights, scales, *downs, *ups))  # type: ignore[no-untyped-call]
+
+
+class _LinearsWithLora(torch.autograd.Function):
+    """``x Wᵀ + s (x Aᵀ) Bᵀ`` for several W, A and B: one product with all A, results added up in place.
+
+    Autograd would copy each ``x Wᵀ`` and add up the gradients of ``x`` one by one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weights: list[Tensor], scales: list[float], *adapters: Tensor
+    ) -> tuple[Tensor, ...]:
+        downs, ups = adapters[: len(weights)], [up.to(x.dtype) for up in adapters[len(weights) :]]
+        down = torch.cat([part.to(x.dtype) for part in downs])
+        ctx.weights, ctx.scales, ctx.ranks = weights, scales, [len(part) for part in downs]
+        ctx.dtypes = [adapter.dtype for adapter in adapters]
+        flat = x.reshape(-1, x.shape[-1])
+        inner = flat @ down.T
+        ctx.save_for_backward(x, inner, down, *ups)
+        parts = zip(weights, scales, torch.split(inner, ctx.ranks, dim=1), ups, strict=True)
+        outs = [(flat @ weight.T).addmm_(part, up.T, alpha=scale) for weight, scale, part, up in parts]
+        return tuple(out.view(*x.shape[:-1], -1) for out in outs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        """With gradient G of a result: dx = G W + s (G B) A, dA = s (G B)ᵀ x, dB = s Gᵀ (x Aᵀ)."""
+        x, inner, down, *ups = ctx.saved_tensors
+        flats = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
+        parts = zip(flats, ups, ctx.scales, strict=True)
+        d_inner = torch.cat([(flat @ up).mul_(scale) for flat, up, scale in parts], dim=1)
+        d_down = torch.split(d_inner.T @ x.reshape(-1, x.shape[-1]), ctx.ranks)
+        inners = torch.split(inner, ctx.ranks, dim=1)
+        d_ups = [(flat.T @ part).mul_(s) for flat, part, s in zip(flats, inners, ctx.scales, strict=True)]
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = d_inner @ down
+            for flat, weight in zip(flats, ctx.weights, strict=True):
+                d_x.addmm_(flat, weight)
+            d_x = d_x.view_as(x)
+        d_adapters = zip((*d_down, *d_ups), ctx.dtypes, strict=True)
+        return d_x, None, None, *(gradient.to(dtype) for gradient, dtype in d_adapters)
 
 
 def rms_norm(module: nn.Module, x: Tensor, *, gemma: bool, kernels: Kernels | None) -> Tensor:
@@ -91,7 +163,7 @@ class _RmsNorm(torch.autograd.Function):
         scale = torch.rsqrt(torch.linalg.vecdot(exact, exact)[..., None] / x.shape[-1] + epsilon)
         ctx.save_for_backward(x, scale)
         ctx.weight, ctx.gemma = weight, gemma
-        normed = exact * scale
+        normed = exact * scale if exact is x else exact.mul_(scale)  # a float32 x is no copy
         if gemma:
             return (normed * (1.0 + weight.float())).to(x.dtype)
         return weight * normed.to(x.dtype)
@@ -111,7 +183,7 @@ def project_qkv(attention: nn.Module, x: Tensor, kernels: Kernels | None) -> tup
     if kernels is not None and (fused := fused_function(attention, "apply_qkv")):
         return cast(tuple[Tensor, ...], fused(attention, x))
     a = cast(Any, attention)
-    return tuple(linear(projection, x) for projection in (a.q_proj, a.k_proj, a.v_proj))
+    return linears((a.q_proj, a.k_proj, a.v_proj), x)
 
 
 def project_output(attention: nn.Module, x: Tensor, kernels: Kernels | None) -> Tensor:
@@ -126,7 +198,7 @@ def gated_mlp(mlp: nn.Module, x: Tensor, kernels: Kernels | None) -> Tensor:
     if kernels is not None and (fused := fused_function(mlp, "forward")):
         return cast(Tensor, fused(x))
     m = cast(Any, mlp)
-    gate, up = linear(m.gate_proj, x), linear(m.up_proj, x)
+    gate, up = linears((m.gate_proj, m.up_proj), x)
     name = m.config.hidden_activation if hasattr(m.config, "hidden_activation") else m.config.hidden_act
     return linear(m.down_proj, cast(Tensor, _GatedProduct.apply(gate, up, name)))  # type: ignore[no-untyped-call]
 
@@ -138,7 +210,7 @@ class _GatedProduct(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, activation: str) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation = activation
-        return _activate(gate, activation) * up
+        return _activate(gate, activation).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -148,7 +220,7 @@ class _GatedProduct(torch.autograd.Function):
             d_gate = torch.ops.aten.silu_backward(through, gate)
         else:
             d_gate = torch.ops.aten.gelu_backward(through, gate, approximate="tanh")
-        return d_gate, gradient * _activate(gate, ctx.activation), None
+        return d_gate, _activate(gate, ctx.activation).mul_(gradient), None
 
 
 def _activate(gate: Tensor, activation: str) -> Tensor:

@@ -62,7 +62,7 @@ def projection_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 def layer_bytes_per_token(
     config: Mapping[str, Any], row_length: int, *, itemsize: int, ranks: Mapping[str, int],
-    dropout: bool, flash: bool, fused: bool,
+    dropout: bool, flash: bool, fused: bool, grouped: bool = False,
 ) -> int:  # fmt: skip
     """Count the bytes per token that a layer of the fast decoder keeps for the backward pass.
 
@@ -76,12 +76,15 @@ def layer_bytes_per_token(
         dropout: whether the adapters' inputs get dropout.
         flash: whether one attention kernel runs over all rows (``varlen`` or ``flex``).
         fused: whether unsloth's fused LoRA functions run.
+        grouped: whether attention runs over groups of rows on a CPU (``cpu_attention``).
     """
     sizes, gemma = projection_shapes(config), config["model_type"] == "gemma2"
     (width, q), kv, heads = sizes["q_proj"], sizes["k_proj"][1], config["num_attention_heads"]
     kept = (4 if gemma else 2) * (width * itemsize + 4)  # norms: input and float32 scale
     kept += 2 * config["intermediate_size"] * itemsize  # gate and up; their product is recomputed
-    if flash or not gemma:
+    if grouped:
+        kept += (q + 2 * kv) * itemsize  # queries, keys and values
+    elif flash or not gemma:
         # Queries, keys, values, output, and a float32 log-sum-exp per head, of which FlexAttention keeps two.
         kept += (2 * q + 2 * kv) * itemsize + (8 if gemma else 4) * heads
     else:
@@ -140,6 +143,7 @@ def forecast_memory(
         dropout=lora.dropout > 0,
         flash=half_on_gpu and has_flash_attention(torch.device("cuda")),
         fused=half_on_gpu and lora.dropout == 0,
+        grouped=not torch.cuda.is_available() and itemsize == 2 and model_config["model_type"] != "gemma2",
     )  # fmt: skip
     if train.checkpoint == "all":
         return weights, tokens * (trained * width * itemsize + WORKSPACE * layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import pytest
 import torch
 from factories import model_config
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny_llama, tolerance
+from tiny import save_tiny_llama, tiny_model, tolerance, with_adapters
 from torch import Tensor, nn
 from training_cases import LORA, TRAIN, adapters, with_head
 
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.model import loading, trained_weights
+from lmsys_unsloth.model import layers, loading, trained_weights
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,35 @@ def test_adapters_of_other_shapes_are_not_averaged(folder: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"head\.weight; only plain LoRA"):
         trained_weights.average_adapters([first, first], tmp_path / "average")
     assert not (tmp_path / "average").exists()
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("targets", [["q_proj", "k_proj", "v_proj"], ["k_proj"]], ids=len)
+def test_layers_with_lora_computed_together_have_the_results_and_gradients_of_peft(
+    dtype: torch.dtype, targets: list[str]
+) -> None:
+    """Of PEFT in float32; ``k_proj`` alone leaves its neighbours without adapters."""
+    model = with_adapters(tiny_model("llama"), r=4, lora_alpha=12, target_modules=targets)
+    attention = model.get_base_model().model.layers[0].self_attn
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    trained = [p for p in attention.parameters() if p.requires_grad]
+    torch.manual_seed(0)
+    for parameter in trained:
+        nn.init.normal_(parameter, std=0.1)
+    inputs = torch.randn(1, 7, attention.q_proj.in_features).to(dtype)
+    ups = [torch.randn(1, 7, projection.out_features).to(dtype) for projection in projections]
+
+    def results(compute: Callable[[Tensor], tuple[Tensor, ...]], dtype: torch.dtype) -> list[Tensor]:
+        for projection in projections:
+            getattr(projection, "base_layer", projection).to(dtype)
+        x = inputs.detach().to(dtype).requires_grad_()
+        outs = compute(x)
+        gradients = torch.autograd.grad(outs, [x, *trained], [up.to(dtype) for up in ups])
+        return [out.detach().float() for out in (*outs, *gradients)]
+
+    found = results(lambda x: layers.linears(projections, x), dtype)
+    expected = results(lambda x: tuple(projection(x) for projection in projections), torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        rounding = tolerance(dtype, terms=inputs.shape[-1] if dtype == torch.float32 else 1, products=2)
+        assert (one - other).norm() <= rounding * other.norm()

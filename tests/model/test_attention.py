@@ -1,4 +1,4 @@
-"""The three implementations of attention over packed rows agree."""
+"""The implementations of attention over packed rows agree."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from tiny import tolerance
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lmsys_unsloth.model import attention
-from lmsys_unsloth.model.attention import choose_attention, flex, has_flash_attention, row_by_row, varlen
+from lmsys_unsloth.model import attention, cpu_attention
+from lmsys_unsloth.model.attention import (
+    choose_attention,
+    flex,
+    grouped,
+    has_flash_attention,
+    row_by_row,
+    varlen,
+)
 from lmsys_unsloth.model.packing import MIN_POSITIONS, PackedRows
 
 LENGTHS = (5, 17, 1, 30)
@@ -72,23 +79,39 @@ def test_flex_equals_row_by_row(cap: float | None, window: int | None) -> None:
 
 
 @pytest.mark.numeric
-@pytest.mark.parametrize("tokens", [2, 7, 128, 129, 250])
-def test_short_rows_in_bfloat16_have_the_gradients_of_float32(tokens: int) -> None:
-    exact, up = random_qkv(tokens), torch.randn(tokens, HEADS, DIMENSIONS)
-    rows = packed((tokens,))
+@pytest.mark.parametrize("lengths", [(1,), (64, 65), (7, 200, 8, 250, 9, 129), (300, 2)], ids=str)
+def test_groups_of_rows_in_bfloat16_have_the_results_and_gradients_of_float32(
+    lengths: tuple[int, ...],
+) -> None:
+    rows = packed(lengths)
+    rounded = [
+        x.bfloat16() for x in (*random_qkv(sum(lengths)), torch.randn(sum(lengths), HEADS, DIMENSIONS))
+    ]
 
-    def gradients(dtype: torch.dtype) -> list[Tensor]:
-        inputs = [x.to(dtype).requires_grad_() for x in exact]
-        out = row_by_row(*inputs, rows, SCALE, None, None)
-        transposed = out.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
-        backward = transposed.next_functions[0][0].name()  # type: ignore[union-attr]
-        assert ("ShortRow" in backward) == (dtype == torch.bfloat16)
-        return list(torch.autograd.grad(out, inputs, up.to(dtype)))
+    def results(attend: attention.Attention, dtype: torch.dtype) -> list[Tensor]:
+        *inputs, up = (x.to(dtype) for x in rounded)
+        out = attend(*(x.requires_grad_() for x in inputs), rows, SCALE, None, None)
+        return [out.detach(), *torch.autograd.grad(out, inputs, up)]
 
-    # Sums are accumulated in float32; what remains is the rounding of inputs, weights and results.
+    assert choose_attention(rows, torch.bfloat16, None) is grouped
+    expected = results(row_by_row, torch.float32)
+    for one, reference in zip(results(grouped, torch.float32), expected, strict=True):
+        assert_close(one, reference, longest=max(lengths), passes=2)
+    # Sums are accumulated in float32; what remains is the rounding of logits, weights and results.
     rounding = tolerance(torch.bfloat16, terms=1, products=1)
-    for short, reference in zip(gradients(torch.bfloat16), gradients(torch.float32), strict=True):
-        assert (short.float() - reference).norm() <= rounding * reference.norm() + 1e-6
+    for one, reference in zip(results(grouped, torch.bfloat16), expected, strict=True):
+        assert (one.float() - reference).norm() <= rounding * reference.norm() + 1e-6
+
+
+def test_rows_are_grouped_while_padding_costs_less_than_another_group() -> None:
+    lengths = (90, 1000, 80, 950, 300)
+    layout = cpu_attention.lay_out(lengths, HEADS, GROUPS)
+    assert [group[1:] for group in layout.groups] == [(1, 1000), (1, 950), (1, 300), (2, 90)]
+    assert len(layout.padding) == GROUPS * 10
+    packed_order = torch.arange(sum(lengths) * GROUPS)
+    assert torch.equal(layout.source[layout.target], packed_order)
+    crowd = cpu_attention.lay_out((64,) * 1000, HEADS, GROUPS)
+    assert {HEADS * rows * 64 * 64 for _, rows, _ in crowd.groups[:-1]} == {cpu_attention.MAX_LOGITS}
 
 
 @pytest.mark.numeric
@@ -156,7 +179,11 @@ def test_choice_by_device_and_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     capability = {0: (9, 0), 1: (7, 5)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[device.index])
     monkeypatch.setattr(attention, "has_flash_attention", has_flash_attention.__wrapped__)
-    assert choose_attention(packed(), half, None) is choose_attention(packed(), half, 50.0) is row_by_row
+    assert (
+        choose_attention(packed(), half, None) is grouped
+        and choose_attention(packed(), half, 50.0) is row_by_row
+    )
+    assert choose_attention(packed(), torch.float32, None) is row_by_row
     assert choose_attention(cuda, half, None) is varlen and choose_attention(cuda, half, 50.0) is flex
     assert choose_attention(cuda, torch.float32, None) is row_by_row, "flash attention has no float32"
     slots = PackedRows(LENGTHS, (1,) * len(LENGTHS), torch.device("cuda", 0))

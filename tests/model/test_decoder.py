@@ -143,12 +143,11 @@ def test_the_fast_decoder_keeps_far_less_than_the_reference_decoder(architecture
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_last_layer_is_computed_at_the_slot_only(architecture: Architecture) -> None:
-    model, batch = with_adapters(tiny_model(architecture)), labelled()
+    model, batch = tiny_model(architecture).requires_grad_(False), labelled()
     seen: dict[str, int] = {}
-    last = model.get_base_model().model.layers[-1]
+    last = model.model.layers[-1]
     for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.down_proj"):
-        module = last.get_submodule(name).base_layer
-        module.register_forward_hook(
+        last.get_submodule(name).register_forward_hook(
             lambda _, inputs, __, name=name: seen.__setitem__(name, inputs[0].shape[1])
         )
     loss_of(FastDecoder(model), batch)
