@@ -32,7 +32,7 @@ class ModelConfig(Section):
 
     name: str
     """Name of the model in reports and run directories."""
-    architecture: Literal["llama", "gemma2"]
+    architecture: str
     """Model family of ``transformers`` that the weights belong to."""
     repo: str | None
     """Hub repository, used when ``path`` and ``package`` are null."""

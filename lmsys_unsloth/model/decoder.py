@@ -22,13 +22,18 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from lmsys_unsloth.model import attention, layers
-from lmsys_unsloth.model.layers import Kernels, rope_frequencies
+from lmsys_unsloth.model import attention
+from lmsys_unsloth.model.families import known
+from lmsys_unsloth.model.layers.kernels import Kernels, fused_function
+from lmsys_unsloth.model.layers.linear import linear, linears
+from lmsys_unsloth.model.layers.norm import rms_norm
+from lmsys_unsloth.model.layers.projections import gated_mlp, project_output, project_qkv
+from lmsys_unsloth.model.layers.rope import RopeTable, apply_rope, rope_frequencies, rope_kind, rope_table
 from lmsys_unsloth.model.memory import WORKSPACE, layer_bytes_per_token
 from lmsys_unsloth.model.packing import PackedRows
 
-RopeTable = tuple[Tensor, Tensor]
-"""Cosines and sines ``[tokens, 1, head_dim / 2]``."""
+Tables = dict[str | None, RopeTable]
+"""Rotary tables by the layers' kind."""
 
 
 class Decoder(Protocol):
@@ -93,25 +98,32 @@ class ReferenceDecoder:
 
 
 class FastDecoder:
-    """Llama's and Gemma 2's decoder on packed rows, computed with the loaded model's own modules.
+    """The decoder of a known family on packed rows, computed with the loaded model's own modules.
 
     Args:
-        model: a transformers Llama or Gemma 2, with or without PEFT adapters and 4-bit weights.
-        kernels: unsloth's, for CUDA; None for plain PyTorch.
+        model: a transformers model of a family in
+            :data:`~lmsys_unsloth.model.families.known.FAMILIES`, with or without PEFT adapters and 4-bit
+            weights.
+        kernels: unsloth's, for CUDA; None for plain PyTorch. Left out where they do not suit the family.
 
     Raises:
-        ValueError: another architecture.
+        ValueError: another family, or a variant of one that is computed differently.
     """
 
     def __init__(self, model: nn.Module, kernels: Kernels | None = None) -> None:
-        self.model, self.kernels = model, kernels
+        self.model = model
         base = cast(Any, causal_lm(model))
         self.config, self.decoder = base.config, base.model
-        kind = self.config.model_type
-        if kind not in ("llama", "gemma2"):
-            raise ValueError(f"model_type {kind!r}: the fast decoder knows llama and gemma2")
-        self.gemma = kind == "gemma2"
-        self.cap: float | None = self.config.attn_logit_softcapping if self.gemma else None
+        family = known.family_of({"model_type": self.config.model_type})
+        if family is None:
+            names = ", ".join(known.FAMILIES)
+            raise ValueError(f"model_type {self.config.model_type!r}: the fast decoder knows {names}")
+        if getattr(self.config, "use_bidirectional_attention", False):
+            raise ValueError(
+                "use_bidirectional_attention: the fast decoder attends to earlier positions only"
+            )
+        self.family, self.kernels = family, kernels if family.kernels else None
+        self.cap: float | None = getattr(self.config, "attn_logit_softcapping", None)
         self.layers: list[Any] = list(self.decoder.layers)
         trained = [any(p.requires_grad for p in layer.parameters()) for layer in self.layers]
         self.first_trained = trained.index(True) if any(trained) else len(trained)
@@ -121,30 +133,36 @@ class FastDecoder:
         """Scale of uniform noise on the embeddings in training: alpha / sqrt(tokens * width)
         (arXiv:2310.05914)."""
         self._frozen_states: dict[bytes, Tensor] | None = None
-        weight, (frequencies, self._rope_factor) = (
-            self.decoder.embed_tokens.weight,
-            rope_frequencies(self.config),
-        )
-        self._frequencies = frequencies.to(weight.device)
+        weight = self.decoder.embed_tokens.weight
+        self._rope_kinds = [rope_kind(self.config, index) for index in range(len(self.layers))]
+        self._frequencies: dict[str | None, tuple[Tensor, float]] = {}
+        for kind in dict.fromkeys(self._rope_kinds):
+            frequencies, factor = rope_frequencies(self.config, kind)
+            self._frequencies[kind] = frequencies.to(weight.device), factor
         # Rounded to the model's dtype, as it was when Gemma 2 was trained.
         self._embedding_factor = torch.tensor(self.config.hidden_size**0.5, dtype=weight.dtype).item()
 
     def __call__(self, input_ids: Tensor, lengths: Sequence[int], last: int = 1) -> Tensor:
         rows = PackedRows(tuple(lengths), tuple(lengths), input_ids.device)
         with torch.no_grad():
-            dtype = self.decoder.embed_tokens.weight.dtype
-            table = layers.rope_table(self._frequencies, self._rope_factor, rows.positions, dtype)
-            if self.kernels is not None:  # the kernel computes in the dtype of the table
-                table = table[0].float(), table[1].float()
-            x = self._run_frozen_layers(input_ids, rows, table)
+            tables = self._rope_tables(rows)
+            x = self._run_frozen_layers(input_ids, rows, tables)
         last_layer = len(self.layers) - 1
         for index in range(min(self.first_trained, last_layer), last_layer):
             if torch.is_grad_enabled() and index - self.first_trained < self.checkpointed:
-                x = cast(Tensor, checkpoint(self._layer, index, x, rows, table, use_reentrant=False))
+                x = cast(Tensor, checkpoint(self._layer, index, x, rows, tables, use_reentrant=False))
             else:
-                x = self._layer(index, x, rows, table)
-        x = self._layer(last_layer, x, rows, table, last=last)
-        return self._norm(self.decoder.norm, x).view(len(lengths), last, -1)
+                x = self._layer(index, x, rows, tables)
+        x = self._layer(last_layer, x, rows, tables, last=last)
+        return self._norm(self.decoder, "norm", x).view(len(lengths), last, -1)
+
+    def _rope_tables(self, rows: PackedRows) -> Tables:
+        dtype, tables = self.decoder.embed_tokens.weight.dtype, Tables()
+        for kind, (frequencies, factor) in self._frequencies.items():
+            cos, sin = rope_table(frequencies, factor, rows.positions, dtype)
+            # unsloth's kernel computes in the dtype of the table.
+            tables[kind] = (cos, sin) if self.kernels is None else (cos.float(), sin.float())
+        return tables
 
     def keep_frozen_states(self, tokens: int, free_bytes: float) -> bool:
         """Keep each row's input to the first trained layer, which is the same in every epoch, if that pays.
@@ -161,7 +179,7 @@ class FastDecoder:
         self._frozen_states = {} if self.first_trained > 0 and fits else None
         return self._frozen_states is not None
 
-    def _run_frozen_layers(self, input_ids: Tensor, rows: PackedRows, table: RopeTable) -> Tensor:
+    def _run_frozen_layers(self, input_ids: Tensor, rows: PackedRows, tables: Tables) -> Tensor:
         """Return the input ``[1, tokens, width]`` of the first trained layer."""
         kept, parts = self._frozen_states, torch.split(input_ids, list(rows.lengths))
         keys = [part.cpu().numpy().tobytes() for part in parts] if kept is not None else []
@@ -169,10 +187,16 @@ class FastDecoder:
             return torch.cat([kept[key] for key in keys])[None]
         x = self._embed(input_ids, rows)
         for index in range(min(self.first_trained, len(self.layers) - 1)):
-            x = self._layer(index, x, rows, table)
+            x = self._layer(index, x, rows, tables)
         if kept is not None:
             kept.update(zip(keys, torch.split(x[0], list(rows.lengths)), strict=True))
         return x
+
+    @property
+    def window(self) -> int | None:
+        """The shortest sliding window of any layer, in tokens; None if there is none."""
+        windows = (self.family.window_of(self.config, index) for index in range(len(self.layers)))
+        return min((window for window in windows if window is not None), default=None)
 
     @property
     def all_checkpointed(self) -> bool:
@@ -196,7 +220,7 @@ class FastDecoder:
             | {name: sum(module.r.values()) for name, module in adapted.items()},
             dropout=any(isinstance(part, nn.Dropout) for part in dropouts),
             flash=attend not in (attention.row_by_row, attention.grouped),
-            fused=self.kernels is not None and layers.fused_function(layer.mlp, "forward") is not None,
+            fused=self.kernels is not None and fused_function(layer.mlp, "forward") is not None,
             grouped=attend is attention.grouped,
         )
 
@@ -225,40 +249,46 @@ class FastDecoder:
             lengths = (rows.offsets[1:] - rows.offsets[:-1])[rows.row_ids]
             scale = self.neftune_alpha / (lengths * weight.shape[1]).float().sqrt()
             x = x + (scale[:, None] * torch.empty_like(x, dtype=torch.float32).uniform_(-1, 1)).to(x.dtype)
-        if self.gemma:
+        if self.family.scaled_embeddings:
             x = x * self._embedding_factor
         return x
 
     def _layer(
-        self, index: int, x: Tensor, rows: PackedRows, table: RopeTable, last: int | None = None
+        self, index: int, x: Tensor, rows: PackedRows, tables: Tables, last: int | None = None
     ) -> Tensor:
         """Compute a layer of ``x`` ``[1, tokens, width]``, for each row's ``last`` positions if given."""
-        layer = self.layers[index]
-        own, kernels, q_table = layer.self_attn, self.kernels, table
-        h = self._norm(layer.input_layernorm, x)
+        layer, family, kernels = self.layers[index], self.family, self.kernels
+        own, table = layer.self_attn, tables[self._rope_kinds[index]]
+        h, q_table = self._norm(layer, family.before_attention, x), table
         if last is None:
-            q, k, v = layers.project_qkv(own, h, kernels)
+            q, k, v = project_qkv(own, h, family, kernels)
         else:
             chosen, rows = rows.select_last(last)
-            q = layers.linear(own.q_proj, h[:, chosen])
-            k, v = layers.linears((own.k_proj, own.v_proj), h)
+            q, k, v = self._project_restricted(own, h, chosen)
             x, kernels, q_table = x[:, chosen], None, (table[0][chosen], table[1][chosen])
+        if family.qk_norm == "all_heads":
+            q, k = self._norm(own, "q_norm", q), self._norm(own, "k_norm", k)
         q, k, v = (states.view(states.shape[1], -1, own.head_dim) for states in (q, k, v))
-        q, k = layers.apply_rope(q, k, q_table, table, kernels)
+        if family.qk_norm == "head":
+            q, k = self._norm(own, "q_norm", q), self._norm(own, "k_norm", k)
+        q, k = apply_rope(q, k, q_table, table, kernels)
         attend = attention.choose_attention(rows, q.dtype, self.cap)
-        heads = attend(q, k, v, rows, own.scaling, self.cap, self._window(index)).reshape(1, len(q), -1)
-        h = layers.project_output(own, heads, kernels)
-        if self.gemma:
-            x = x + self._norm(layer.post_attention_layernorm, h)
-            h = layers.gated_mlp(layer.mlp, self._norm(layer.pre_feedforward_layernorm, x), kernels)
-            return x + self._norm(layer.post_feedforward_layernorm, h)
-        x = x + h
-        return x + layers.gated_mlp(layer.mlp, self._norm(layer.post_attention_layernorm, x), kernels)
+        window = family.window_of(self.config, index)
+        heads = attend(q, k, v, rows, own.scaling, self.cap, window).reshape(1, len(q), -1)
+        x = x + self._norm(layer, family.after_attention, project_output(own, heads, kernels))
+        h = gated_mlp(layer.mlp, self._norm(layer, family.before_mlp, x), family, kernels)
+        return x + self._norm(layer, family.after_mlp, h)
 
-    def _window(self, index: int) -> int | None:
-        kinds = getattr(self.config, "layer_types", None)
-        sliding = self.gemma and kinds is not None and kinds[index] == "sliding_attention"
-        return cast(int, self.config.sliding_window) if sliding else None
+    def _project_restricted(self, own: Any, h: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
+        """Compute queries at the ``chosen`` positions, and keys and values at all of them."""
+        if len(self.family.qkv) == 1:
+            q, k, v = project_qkv(own, h, self.family, None)
+            return q[:, chosen], k, v
+        q_name, *others = self.family.qkv
+        return linear(getattr(own, q_name), h[:, chosen]), *linears([getattr(own, n) for n in others], h)
 
-    def _norm(self, module: nn.Module, x: Tensor) -> Tensor:
-        return layers.rms_norm(module, x, gemma=self.gemma, kernels=self.kernels)
+    def _norm(self, parent: nn.Module, name: str | None, x: Tensor) -> Tensor:
+        """Apply a norm of ``parent``, if the family has it."""
+        if name is None:
+            return x
+        return rms_norm(getattr(parent, name), x, self.family.norm_weight, self.kernels)

@@ -13,7 +13,7 @@ from lmsys_unsloth.config.schema import ModelConfig, TrainConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import memory, smollm2
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, compute_dtype
-from lmsys_unsloth.model.layers import Kernels
+from lmsys_unsloth.model.layers.kernels import Kernels
 from lmsys_unsloth.model.unsloth_import import import_unsloth, output_to_log
 
 if TYPE_CHECKING:

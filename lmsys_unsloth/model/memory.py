@@ -14,6 +14,8 @@ import torch
 
 from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
 from lmsys_unsloth.model.attention import has_flash_attention
+from lmsys_unsloth.model.families import known
+from lmsys_unsloth.model.families.family import Family
 
 NF4_BYTES = 0.5 + 4 / 64
 """Bytes per NF4 weight: 4 bits, and a float32 scale per block of 64 weights (QLoRA, arXiv:2305.14314)."""
@@ -49,15 +51,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
+def _family(config: Mapping[str, Any]) -> Family:
+    """Family of a model's ``config.json``; Llama, as an estimate, for one that the fast decoder lacks."""
+    return known.family_of(config) or known.LLAMA
+
+
+def _is_capped(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("attn_logit_softcapping", _family(config).caps))
+
+
 def projection_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of a decoder layer's linear layers, by name, from a model's ``config.json``."""
     width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     head_dim = config.get("head_dim") or width // heads
     q, kv = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
-    return {
-        "q_proj": (width, q), "k_proj": (width, kv), "v_proj": (width, kv), "o_proj": (q, width),
-        "gate_proj": (width, inner), "up_proj": (width, inner), "down_proj": (inner, width),
-    }  # fmt: skip
+    family = _family(config)
+    outputs = [q, kv, kv] if len(family.qkv) > 1 else [q + 2 * kv]
+    shapes = {name: (width, size) for name, size in zip(family.qkv, outputs, strict=True)}
+    inner_outputs = [inner, inner] if len(family.gate_up) > 1 else [2 * inner]
+    shapes |= {name: (width, size) for name, size in zip(family.gate_up, inner_outputs, strict=True)}
+    return {**shapes, "o_proj": (q, width), "down_proj": (inner, width)}
 
 
 def layer_bytes_per_token(
@@ -78,22 +91,27 @@ def layer_bytes_per_token(
         fused: whether unsloth's fused LoRA functions run.
         grouped: whether attention runs over groups of rows on a CPU (``cpu_attention``).
     """
-    sizes, gemma = projection_shapes(config), config["model_type"] == "gemma2"
-    (width, q), kv, heads = sizes["q_proj"], sizes["k_proj"][1], config["num_attention_heads"]
-    kept = (4 if gemma else 2) * (width * itemsize + 4)  # norms: input and float32 scale
+    sizes, family, capped = projection_shapes(config), _family(config), _is_capped(config)
+    (q, width), heads = sizes["o_proj"], config["num_attention_heads"]
+    groups = config.get("num_key_value_heads") or heads
+    kv = q // heads * groups
+    norms = (family.before_attention, family.after_attention, family.before_mlp, family.after_mlp)
+    kept = sum(name is not None for name in norms) * (width * itemsize + 4)  # input and float32 scale
+    if family.qk_norm != "none":
+        kept += (q + kv) * itemsize + 4 * (heads + groups if family.qk_norm == "head" else 2)
     kept += 2 * config["intermediate_size"] * itemsize  # gate and up; their product is recomputed
     if grouped:
         kept += (q + 2 * kv) * itemsize  # queries, keys and values
-    elif flash or not gemma:
+    elif flash or not capped:
         # Queries, keys, values, output, and a float32 log-sum-exp per head, of which FlexAttention keeps two.
-        kept += (2 * q + 2 * kv) * itemsize + (8 if gemma else 4) * heads
+        kept += (2 * q + 2 * kv) * itemsize + (8 if capped else 4) * heads
     else:
         # Queries, keys and values of every head; for each pair of positions tanh, softmax, weights and mask.
         kept += 3 * q * itemsize + (8 * heads + 1) * row_length
     inputs = {name: sizes[name][0] for name in ranks}
     if dropout:  # each adapter has its own input and, on a CPU in the same dtype, its mask
         return int(kept + itemsize * (2 * sum(inputs.values()) + sum(ranks.values())))
-    shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+    shared = {name: together[0] for together in (family.qkv, family.gate_up) for name in together}
     inputs = {shared.get(name, name): n for name, n in inputs.items()}
     if flash:
         inputs.pop("o_proj", None)  # the attention's output, counted already
@@ -125,25 +143,28 @@ def forecast_memory(
         Bytes of the weights (of fully trained ones with gradients and optimiser states), and bytes of the
         activations of one micro-batch.
     """
-    itemsize = 4 if model.dtype == "float32" else 2
+    itemsize, targets = (
+        4 if model.dtype == "float32" else 2,
+        _family(model_config).adapted(lora.target_modules),
+    )
     width, depth = model_config["hidden_size"], model_config["num_hidden_layers"]
     linear = _size(model_config, projection_shapes(model_config))
-    tied = model_config.get("tie_word_embeddings", model_config["model_type"] == "gemma2")
+    tied = model_config.get("tie_word_embeddings", _family(model_config).tied)
     weights = model_config["vocab_size"] * width * (1 if tied else 2) * itemsize
     weights += linear * (NF4_BYTES if model.load_in_4bit else itemsize)
     if model.load_in_4bit and should_dequantise(model.resident, linear, itemsize, free_bytes() - weights):
         weights += linear * (itemsize - NF4_BYTES)
     trained = max(0, depth - lora.first_layer)
     if lora.kind == "full":
-        weights += FULL_BYTES * trained / depth * _size(model_config, lora.target_modules)
+        weights += FULL_BYTES * trained / depth * _size(model_config, targets)
     half_on_gpu = torch.cuda.is_available() and itemsize == 2
     layer = layer_bytes_per_token(
         model_config, min(row_length, tokens), itemsize=itemsize,
-        ranks=dict.fromkeys(lora.target_modules, lora.r if lora.kind == "lora" else 0),
+        ranks=dict.fromkeys(targets, lora.r if lora.kind == "lora" else 0),
         dropout=lora.dropout > 0,
         flash=half_on_gpu and has_flash_attention(torch.device("cuda")),
         fused=half_on_gpu and lora.dropout == 0,
-        grouped=not torch.cuda.is_available() and itemsize == 2 and model_config["model_type"] != "gemma2",
+        grouped=not torch.cuda.is_available() and itemsize == 2 and not _is_capped(model_config),
     )  # fmt: skip
     if train.checkpoint == "all":
         return weights, tokens * (trained * width * itemsize + WORKSPACE * layer)

@@ -110,7 +110,7 @@ def _compared_rows(rows: Sequence[EncodedRow], decoder: Decoder) -> list[Batch]:
     """Return the compared rows as a batch, and as another one the row that exceeds the sliding window."""
     ids = sorted((row.input_ids for row in rows), key=len)
     chosen = [[row[:LONG] for row in (*ids[:ROWS], ids[-1])]]
-    window = decoder.config.sliding_window if isinstance(decoder, FastDecoder) and decoder.gemma else None
+    window = decoder.window if isinstance(decoder, FastDecoder) else None
     if window is not None and len(ids[-1]) > window:
         chosen.append([ids[-1][: window + LONG]])
     return [collate(each, [target(None, None)] * len(each)) for each in chosen]

@@ -18,6 +18,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import replacing_folder, write_json
 from lmsys_unsloth.model.answer_head import answer_head
 from lmsys_unsloth.model.decoder import compute_dtype
+from lmsys_unsloth.model.families import known
 from lmsys_unsloth.model.loading import unsloth_checkpointing
 from lmsys_unsloth.model.unsloth_import import import_unsloth, output_to_log
 
@@ -52,11 +53,18 @@ def _train_all_weights(model: nn.Module, config: LoraConfig) -> nn.Module:
     In bfloat16, updates smaller than 1/256 of a weight would be rounded away.
     """
     model.requires_grad_(False)
+    targets = _targets(model, config)
     for layer in cast(Any, model).model.layers[config.first_layer :]:
         for name, module in layer.named_modules():
-            if name.rpartition(".")[2] in config.target_modules:
+            if name.rpartition(".")[2] in targets:
                 module.weight = nn.Parameter(module.weight.detach().float())
     return model
+
+
+def _targets(model: nn.Module, config: LoraConfig) -> list[str]:
+    """Names of the target linear layers in the model's own terms."""
+    family = known.family_of({"model_type": cast(Any, model).config.model_type})
+    return list(config.target_modules) if family is None else family.adapted(config.target_modules)
 
 
 def _add_adapters(model: nn.Module, config: LoraConfig, train: TrainConfig, seed: int) -> PeftModel:
@@ -67,7 +75,7 @@ def _add_adapters(model: nn.Module, config: LoraConfig, train: TrainConfig, seed
             r=config.r,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
-            target_modules=list(config.target_modules),
+            target_modules=_targets(model, config),
             layers_to_transform=list(range(config.first_layer, depth)) if config.first_layer else None,
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,

@@ -24,9 +24,10 @@ GPU = SimpleNamespace(name="none", total_memory=2**34, major=9, minor=0, multi_p
 
 
 def main(architecture: Any, folder: Path, in_4bit: bool) -> None:
-    from lmsys_unsloth.model import layers, loading, parity, trained_weights
+    from lmsys_unsloth.model import loading, parity, trained_weights
     from lmsys_unsloth.model.batch import collate
     from lmsys_unsloth.model.decoder import FastDecoder, causal_lm
+    from lmsys_unsloth.model.layers.kernels import Kernels, fused_function
     from lmsys_unsloth.model.unsloth_import import import_unsloth
 
     unsloth = import_unsloth()
@@ -43,7 +44,7 @@ def main(architecture: Any, folder: Path, in_4bit: bool) -> None:
             torch.nn.init.normal_(parameter, std=0.05)
     random = np.random.default_rng(0)
     batch = collate([random.integers(3, 30_000, n) for n in (30, 1, 17, 60)], np.eye(3)[[0, 1, 2, 0]])
-    kernels = FastDecoder(model, layers.Kernels(fast_rms_layernorm, fast_rope_embedding))
+    kernels = FastDecoder(model, Kernels(fast_rms_layernorm, fast_rope_embedding))
     distances = {}
     for checkpointed in (0, 2):
         kernels.checkpointed = checkpointed
@@ -51,7 +52,7 @@ def main(architecture: Any, folder: Path, in_4bit: bool) -> None:
     layer: Any = causal_lm(model).model.layers[0]
     projection = layer.self_attn.q_proj.base_layer.weight
     parts = {"apply_qkv": layer.self_attn, "apply_o": layer.self_attn, "forward": layer.mlp}
-    fused = [name for name, module in parts.items() if layers.fused_function(module, name)]
+    fused = [name for name, module in parts.items() if fused_function(module, name)]
     print(json.dumps({"fused": fused, "distances": distances, "weights": str(projection.dtype)}))
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from training_cases import LORA, TRAIN, adapters, with_head
 
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.model import layers, loading, trained_weights
+from lmsys_unsloth.model import loading, trained_weights
+from lmsys_unsloth.model.layers.linear import linears
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_layers_with_lora_computed_together_have_the_results_and_gradients_of_pe
         gradients = torch.autograd.grad(outs, [x, *trained], [up.to(dtype) for up in ups])
         return [out.detach().float() for out in (*outs, *gradients)]
 
-    found = results(lambda x: layers.linears(projections, x), dtype)
+    found = results(lambda x: linears(projections, x), dtype)
     expected = results(lambda x: tuple(projection(x) for projection in projections), torch.float32)
     for one, other in zip(found, expected, strict=True):
         rounding = tolerance(dtype, terms=inputs.shape[-1] if dtype == torch.float32 else 1, products=2)

@@ -23,9 +23,10 @@ from tiny import (
     with_adapters,
 )
 
-from lmsys_unsloth.model import attention, layers
+from lmsys_unsloth.model import attention
 from lmsys_unsloth.model.batch import Batch, collate
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder
+from lmsys_unsloth.model.layers.rope import rope_frequencies, rope_table
 from lmsys_unsloth.model.packing import PackedRows
 
 LABELS = np.eye(3)[[0, 1, 2, 1, 0, 2]]
@@ -175,7 +176,7 @@ def test_the_rope_table_is_the_models_own(architecture: Architecture) -> None:
     model: Any = tiny_model(architecture)
     positions = torch.tensor([0, 1, 2, 70, 255])
     cos, sin = model.model.rotary_emb(torch.zeros(1, dtype=torch.float32), positions[None])
-    found = layers.rope_table(*layers.rope_frequencies(model.config), positions, torch.float32)
+    found = rope_table(*rope_frequencies(model.config), positions, torch.float32)
     # Angles reach the largest position; their rounding is the error of sine and cosine.
     atol = tolerance(terms=1, products=1, scale=float(positions.max()))
     torch.testing.assert_close(found[0].squeeze(1), cos[0, :, :8], atol=atol, rtol=0)
@@ -216,8 +217,8 @@ def test_special_adapters_are_computed_by_peft(special: str) -> None:
 
 def test_another_architecture_is_refused() -> None:
     model: Any = tiny_model("llama")
-    model.config.model_type = "mistral"
-    with pytest.raises(ValueError, match="llama and gemma2"):
+    model.config.model_type = "gpt_neox"
+    with pytest.raises(ValueError, match="knows llama, gemma2"):
         FastDecoder(model)
 
 
@@ -227,7 +228,9 @@ def test_unsloths_functions_are_called_where_unsloth_set_them(architecture: Arch
     """On CUDA; here functions with unsloth's names and calling conventions replace them."""
     from types import MethodType
 
-    from lmsys_unsloth.model.layers import Kernels, apply_rope, linear
+    from lmsys_unsloth.model.layers.kernels import Kernels
+    from lmsys_unsloth.model.layers.linear import linear
+    from lmsys_unsloth.model.layers.rope import apply_rope
 
     model, batch, calls = with_adapters(tiny_model(architecture)), labelled(), []
     expected = loss_and_gradients(FastDecoder(model), batch)

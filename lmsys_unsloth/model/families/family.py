@@ -5,7 +5,7 @@ Sizes, biases, caps and the kind of rotary embedding are in a model's own config
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,17 +64,8 @@ class Family:
         """Names of all linear layers of a decoder layer."""
         return (*self.qkv, "o_proj", *self.gate_up, "down_proj")
 
-
-FAMILIES: dict[str, Family] = {}
-"""All families by ``model_type``; the modules of this folder add theirs with :func:`register`."""
-
-
-def register(family: Family) -> Family:
-    """Add a family."""
-    FAMILIES[family.name] = family
-    return family
-
-
-def family_of(config: Mapping[str, Any]) -> Family | None:
-    """Return the family of a model's ``config.json``; None if the fast decoder does not know it."""
-    return FAMILIES.get(str(config.get("model_type")))
+    def adapted(self, names: Sequence[str]) -> list[str]:
+        """Return the names of the linear layers that Llama's ``names`` (``q_proj``, say) stand for here."""
+        own = dict(zip(("q_proj", "k_proj", "v_proj"), 3 * self.qkv, strict=False))
+        own |= dict(zip(("gate_proj", "up_proj"), 2 * self.gate_up, strict=False))
+        return list(dict.fromkeys(own.get(name, name) for name in names))

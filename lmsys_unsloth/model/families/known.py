@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from lmsys_unsloth.model.families.family import Family, register
+from collections.abc import Mapping
+from typing import Any
+
+from lmsys_unsloth.model.families.family import Family
+
+FAMILIES: dict[str, Family] = {}
+"""All families by ``model_type``."""
+
+
+def register(family: Family) -> Family:
+    """Add a family."""
+    FAMILIES[family.name] = family
+    return family
+
+
+def family_of(config: Mapping[str, Any]) -> Family | None:
+    """Return the family of a model's ``config.json``; None if the fast decoder does not know it."""
+    return FAMILIES.get(str(config.get("model_type")))
+
 
 LLAMA = register(Family("llama"))
 """Llama 3, 3.1, 3.2, SmolLM2, and models converted to this architecture (unsloth's Phi-4)."""
@@ -10,8 +28,8 @@ LLAMA = register(Family("llama"))
 GEMMA2 = register(
     Family(
         "gemma2", norm_weight="one_plus", after_attention="post_attention_layernorm",
-        before_mlp="pre_feedforward_layernorm", after_mlp="post_feedforward_layernorm", scaled_embeddings=True,
-        caps=True, tied=True, overflows_in_float16=True,
+        before_mlp="pre_feedforward_layernorm", after_mlp="post_feedforward_layernorm",
+        scaled_embeddings=True, caps=True, tied=True, overflows_in_float16=True,
     )
 )  # fmt: skip
 """Gemma 2: capped logits, and a sliding window in every other layer (arXiv:2408.00118)."""
