@@ -8,6 +8,10 @@ prompt and learning rate) and score rows. "Stock" is what a user of trl writes: 
 ids, padded batches in shuffled order, loss on the completion only; it scores with the model's own forward.
 trl checkpoints every layer by default, so training is also measured without. Each measurement runs in a
 separate process, the variants in turn; medians are reported in ``results/cpu-DATE.md``.
+
+The last table, by ``cpu_share.py``, gives the share of the machine's matrix-product rate that is achieved.
+With the environment variable ``ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16`` a machine with AMX is measured as if it
+had none.
 """
 
 from __future__ import annotations
@@ -258,7 +262,15 @@ def main() -> None:
         for job, variants in VARIANTS.items():
             for variant in variants:
                 found.setdefault((variant, job), []).append(measure(options, variant, job))
-    text = report(options, found)
+    share = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "cpu_share.py"),
+        "--max-tokens",
+        str(options.max_tokens),
+    ]
+    share += ["--data", options.data] if options.data else []
+    done = subprocess.run(share, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
+    text = report(options, found) + "\n" + done.stdout[done.stdout.index("Share of") :]
     target = ROOT / "benchmarks" / "results" / f"cpu-{datetime.date.today()}.md"
     target.write_text(text, encoding="utf-8")
     print(text, f"\n{os.path.relpath(target)}")
