@@ -5,6 +5,7 @@ python eval.py run=RUN data.path=test.csv        # other rows; unlabelled ones g
 python eval.py runs=[RUN0,RUN1]                  # merge folds into a cross-validation, average models
 python eval.py runs=[RUN0,RUN1] data.path=test.csv eval.stack=true     # average, calibrated and stacked
 python eval.py model=llama3 prompt=v1 data=lmsys data.path=train.csv   # zero-shot
+python eval.py model=llama3 data=lmsys data.path=train.csv debug=parity   # compare its forward passes
 """
 
 import sys
@@ -23,6 +24,12 @@ def evaluate(config: Config, members: Sequence[Member], output: Run) -> None:
     from lmsys_unsloth.cli import evaluation
 
     output.describe(config, arguments.command_line())
+    if config.debug.parity:
+        from lmsys_unsloth.cli import parity
+
+        if not parity.check_parity(config, members, output):
+            sys.exit(1)
+        return
     with arguments.tracked(config, output, "cv" if len(members) > 1 else "eval") as tracker:
         if not members:
             outcome = evaluation.evaluate_untrained(config, output)

@@ -88,7 +88,10 @@ def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
     settings = _plain(composed)
     resume = settings.pop("resume")
     if resume is None:
-        return parse_config(use_prompt_file(settings, _overrides())), _output()
+        config = parse_config(use_prompt_file(settings, _overrides()))
+        if config.debug.parity:
+            raise UserError("debug.parity = True: compares forward passes without training; use eval.py.")
+        return config, _output()
     changes = [override for override in _overrides() if not override.startswith("resume=")]
     if changes:
         raise UserError(

@@ -65,6 +65,8 @@ class Run:
     """Speed, memory, learning curve and the losses on the early-stopping set."""
     adapter = _Inside("adapter")
     """Folder of LoRA adapters in PEFT's format, or of fully trained weights."""
+    parity = _Inside("parity.json")
+    """Comparison of the model's forward passes, of ``debug=parity``."""
     predictions = _Inside("predictions.parquet")
     """Probabilities of the scored rows."""
     calibration = _Inside("calibration.json")

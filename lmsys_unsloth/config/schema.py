@@ -226,6 +226,9 @@ class DebugConfig(Section):
     """Name of the preset in ``conf/debug``."""
     preview: bool
     """Print the data, prompts and checks of the run, and stop before weights are loaded."""
+    parity: bool
+    """``eval.py`` compares the model's own forward pass with every other one on 8 rows instead of scoring,
+    writes ``RUN/parity.json`` and exits with status 1 if one is wrong or fails (``docs/performance.md``)."""
     train_rows: PositiveInt | None
     """Train on this many randomly chosen rows of the training folds; null: all. Folds do not change."""
     validation_rows: PositiveInt | None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lmsys_unsloth.config.parsing import Config
+from lmsys_unsloth.config.schema import EvalConfig
 from lmsys_unsloth.core.progress import progress
 from lmsys_unsloth.evaluate import predictions
 from lmsys_unsloth.evaluate.predictions import Predictions
@@ -66,6 +67,13 @@ def answer_logits(decoder: Decoder, rows: Sequence[EncodedRow], tokens_per_batch
     return result
 
 
+def tokens_per_batch(config: EvalConfig) -> int:
+    """Return the maximum number of tokens of a batch, padding included, as ``eval.tokens_per_batch`` says."""
+    if config.tokens_per_batch == "auto":
+        return 32768 if torch.cuda.is_available() else 8192
+    return config.tokens_per_batch
+
+
 def _to_probabilities(logits: Tensor) -> NDArray[np.float32]:
     return np.asarray(outcome_probabilities(logits).numpy(), dtype=np.float32)
 
@@ -95,9 +103,7 @@ def predict_rows(model: nn.Module, prepared: Prepared, config: Config) -> tuple[
     """
     rows, encoder = prepared.scored, prepared.encoder
     decoder = FallbackDecoder(choose_decoder(model, rows, fast=config.train.fast))
-    tokens, swap = config.eval.tokens_per_batch, config.eval.swap
-    if tokens == "auto":
-        tokens = 32768 if torch.cuda.is_available() else 8192
+    tokens, swap = tokens_per_batch(config.eval), config.eval.swap
     started = time.perf_counter()
     logits = answer_logits(decoder, rows, tokens)
     probabilities = _to_probabilities(logits)

@@ -125,8 +125,12 @@ def parity_distances(decoder: Decoder, reference: Decoder, batch: Batch, *, grad
 
 
 def _distances(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
-    pairs = zip(found, expected, strict=True)
-    return [float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in pairs]
+    return [relative_distance(a, b) for a, b in zip(found, expected, strict=True)]
+
+
+def relative_distance(found: Tensor, expected: Tensor) -> float:
+    """Return the largest ``|a - b| / |b|`` of vectors ``[..., width]``, with Euclidean norms."""
+    return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
 def _results(decoder: Decoder, batches: Sequence[Batch], gradients: bool) -> list[Tensor]:

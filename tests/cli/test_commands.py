@@ -152,6 +152,7 @@ def test_ctrl_c_and_resume(tiny_folder: Path, tmp_path: Path) -> None:
         (["train.py", "lora.r=abc", "lora.x=1"], "2 problems in the configuration"),
         (["train.py", "fold=9"], "the folds are 0 to 4"),
         (["train.py", "data=lmsys"], "data=lmsys needs data.path=FILE"),
+        (["train.py", "debug=parity"], "compares forward passes without training; use eval.py"),
         (["train.py", "resume=nowhere"], "no such run directory"),
         (["eval.py", "run=nowhere"], "no such run directory"),
         (["eval.py", "run=."], "not a run directory, it has no config.yaml"),
@@ -180,6 +181,14 @@ def test_an_unreachable_hub_names_both_remedies_before_slow_imports(tmp_path: Pa
     assert "unsloth/llama-3-8b-Instruct-bnb-4bit" in done.stderr
     assert "hf download" in done.stderr and "model.path=DIR" in done.stderr
     assert not {"unsloth", "transformers"} & imported(done.stderr)
+
+
+@pytest.mark.slow
+def test_parity_of_a_model_and_of_a_run_on_the_command_line(trained: Path, tiny_folder: Path) -> None:
+    for number, arguments in enumerate(([*V2, f"model.path={tiny_folder}"], ["run=RUN"])):
+        done = run("eval.py", *arguments, "debug=parity", f"hydra.run.dir=PARITY{number}", cwd=trained.parent)
+        assert "fast, packed" in done.stdout and f"run directory: PARITY{number}" in done.stdout
+        assert json.loads((trained.parent / f"PARITY{number}" / "parity.json").read_text())["ok"]
 
 
 @pytest.mark.slow
