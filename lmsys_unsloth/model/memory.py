@@ -47,8 +47,9 @@ def free_bytes() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory was too small for a tensor; on a CPU it is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether ``error`` says that memory was too small; on a CPU and in cuBLAS it is a plain RuntimeError."""
+    texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
 def _family(config: Mapping[str, Any]) -> Family:
