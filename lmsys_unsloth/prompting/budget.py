@@ -84,7 +84,7 @@ class TokenBudget:
     def ids(self, rendered: Sequence[Sequence[Segment]]) -> list[Ids]:
         """Return token ids of rendered rows, starting with BOS if the tokenizer starts texts with one."""
         special, bos = self.vocabulary.special_tokens, self.vocabulary.bos_id
-        texts = [segment.text for segments in rendered for segment in segments if not segment.special]
+        texts = [text for segments in rendered for text in self.vocabulary.plain_texts(segments)]
         plain = iter(self.vocabulary.encode(texts))
 
         def pieces(segments: Sequence[Segment]) -> Iterator[Ids]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -125,12 +126,18 @@ def _parse(piece: Sequence[str | Field], special_tokens: re.Pattern[str]) -> lis
 
 _MESSAGE = "\ue000message\ue001"
 """Placeholder for the user message in chat templates; private-use characters, so in none of them."""
-_DATE = "26 Jul 2024"
+_DATE = datetime(2024, 7, 26)
 """Date for chat templates that write one (Llama 3.1 and later), the same in training and prediction."""
+_OPEN_REASONING = re.compile(r"<think>\s*\Z")
+_NO_REASONING = "<think>\n\n</think>\n\n"
+"""How Qwen 3's chat template, and others after it, begin a message without reasoning."""
 
 
 def find_chat_markup(tokenizer: Any, prompt: PromptConfig, keep_bos: bool) -> ChatMarkup:
     """Find what the tokenizer's chat template writes before and after a single user message.
+
+    A thinking model is told to answer without reasoning: what its chat template writes for that (Qwen 3: an
+    empty reasoning block) is part of the result. A block that the template opens is closed.
 
     Args:
         tokenizer: tokenizer of transformers.
@@ -164,7 +171,11 @@ def find_chat_markup(tokenizer: Any, prompt: PromptConfig, keep_bos: bool) -> Ch
 
 def _around_message(tokenizer: Any, messages: list[dict[str, str]], keep_bos: bool) -> tuple[str, str]:
     whole = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, date_string=_DATE
-    )
-    before, _, after = whole.partition(_MESSAGE)
-    return before if keep_bos else before.removeprefix(tokenizer.bos_token), after
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False,
+        date_string=_DATE.strftime("%d %b %Y"), strftime_now=_DATE.strftime,
+    )  # fmt: skip
+    before, *after = whole.split(_MESSAGE)
+    if len(after) != 1:
+        raise ValueError(f"it writes the message {len(after)} times")
+    without_bos = before if keep_bos else before.removeprefix(tokenizer.bos_token)
+    return without_bos, _OPEN_REASONING.sub(_NO_REASONING, after[0])
