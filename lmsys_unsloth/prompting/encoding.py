@@ -71,9 +71,9 @@ class RowEncoder:
             raise UserError("\n  ".join([f"prompt={prompt.name} can't be used:", *problems]))
         self.prompt, self.tokenizer = prompt, tokenizer
         self.vocabulary = Vocabulary(tokenizer)
-        self.bos_id = self.vocabulary.bos_id
         # A BOS that the chat template writes must not be added to that of TokenBudget.ids.
-        chat = find_chat_markup(tokenizer, prompt, keep_bos=self.bos_id is None) if prompt.chat else None
+        bos = "".join(self.vocabulary.bos)
+        chat = find_chat_markup(tokenizer, prompt, bos) if prompt.chat else None
         self.template = Template(prompt, chat, self.vocabulary.special_tokens)
         self.budget = TokenBudget(self.vocabulary, self.template, prompt)
         self._check_special_tokens()
@@ -102,12 +102,13 @@ class RowEncoder:
         tokens = (" ".join(f"{i} {self.vocabulary.piece(i)}" for i in ids) for ids in self.answer_ids)
         single = find_single_tokens(self.vocabulary, self.prompt, self._contexts)
         own = self.budget.costs.fixed + self.budget.costs.per_turn
+        bos = " ".join(map(str, self.vocabulary.bos.values()))
         return {
             "answers": ", ".join(f"{answer!r} {each}" for answer, each in zip(answers, tokens, strict=True)),
             "one token in the slot": "; ".join(
                 " or ".join(spellings) or f"no spelling of {label}" for label, spellings in single.items()
             ),
-            "BOS": "none, as the tokenizer adds none" if self.bos_id is None else f"{self.bos_id}, once",
+            "BOS": f"{bos}, once" if bos else "none, as the tokenizer adds none",
             "padding": "never before the answer slot",
             "budget": f"{own} of {self.prompt.max_tokens} tokens are the template's own text",
         }
@@ -120,12 +121,13 @@ class RowEncoder:
     def _check_special_tokens(self) -> None:
         """Check that there is at most one BOS, and no EOS directly before the answer slot."""
         ids = self.budget.ids([self.template.render(_SAMPLE_TURNS)])[0].tolist()
-        bos, eos = self.bos_id, self.vocabulary.eos_id
-        if bos is not None and ids.count(bos) != 1:
-            raise UserError(
-                f"prompt={self.prompt.name} has {ids.count(bos)} BOS tokens (id {bos}): every row "
-                "gets one, as this tokenizer starts its texts.\n  Remove the BOS from the template."
-            )
+        for bos in self.vocabulary.bos.values():
+            if ids.count(bos) != 1:
+                raise UserError(
+                    f"prompt={self.prompt.name} has {ids.count(bos)} BOS tokens (id {bos}): every row "
+                    "gets one, as this tokenizer starts its texts.\n  Remove the BOS from the template."
+                )
+        eos = self.vocabulary.eos_id
         if eos is not None and ids[-1] == eos:
             raise UserError(
                 f"prompt={self.prompt.name} has the end-of-text token (id {eos}) right before the answer.\n"
@@ -195,7 +197,7 @@ def encode_cached(
         "template": encoder.prompt.model_dump(mode="json"),
         "markup": encoder.template.render(_SAMPLE_TURNS),
         "tokenizer": encoder.vocabulary.fingerprint,
-        "bos": encoder.bos_id,
+        "bos": encoder.vocabulary.bos,
         "special": encoder.vocabulary.special_tokens,
         "code": _code_fingerprint(),
     }

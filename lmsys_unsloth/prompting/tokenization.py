@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,11 @@ class Vocabulary:
         self._strip_before = {t.content for t in added.values() if t.lstrip}
         self._strip_after = {t.content for t in added.values() if t.rstrip}
         self._backend, self._opening_space = _for_parts_of_texts(backend, self.special_tokens)
-        adds_bos = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-        self.bos_id: int | None = tokenizer.bos_token_id if adds_bos else None
-        """First id of every row; None if the tokenizer itself starts texts without BOS."""
+        names = {i: spelling for spelling, i in self.special_tokens.items()}
+        first = takewhile(names.__contains__, tokenizer("a").input_ids)
+        self.bos: dict[str, int] = {names[i]: i for i in first}
+        """Ids by spelling of the special tokens that the tokenizer itself puts before a text, and that every
+        row starts with: BOS (Llama 3, Gemma 2), several (GLM 4: ``[gMASK]<sop>``) or none (Qwen)."""
         self.eos_id: int | None = tokenizer.eos_token_id
         self.longest_token: int = max(map(len, self._backend.get_vocab()))
         """Maximum characters that one token stands for."""

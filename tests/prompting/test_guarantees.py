@@ -118,7 +118,7 @@ def check_guarantees(made: RowEncoder, rows: list[Comparison]) -> None:
             assert after.tolist() == [*before.tolist(), *answer_id]
         # special tokens are those of the template, and there is one BOS
         assert [i for i in ids if i in special] == template_special
-        assert ids.count(made.bos_id) == (made.bos_id is not None)
+        assert all(ids.count(bos) == 1 for bos in made.vocabulary.bos.values())
         # swapping the responses swaps the texts in the prompt, and changes nothing else
         assert [turn.swapped() for turn in rendered[position].turns] == rendered_swapped[position].turns
         assert one.n_cut == swapped[position].n_cut

@@ -96,7 +96,7 @@ def test_a_tokenizer_without_chat_template_is_refused() -> None:
         chat_template = None
 
     with pytest.raises(UserError, match=r"prompt=v4 needs a chat template.*\n.*prompt=v2"):
-        find_chat_markup(Plain(), template("v4"), keep_bos=False)
+        find_chat_markup(Plain(), template("v4"), bos="")
 
 
 def test_the_error_of_a_chat_template_is_reported() -> None:
@@ -107,13 +107,13 @@ def test_the_error_of_a_chat_template_is_reported() -> None:
             raise ValueError("only tools")
 
     with pytest.raises(UserError, match=r"can't render one user message \(only tools\)"):
-        find_chat_markup(Failing(), template("v4"), keep_bos=False)
+        find_chat_markup(Failing(), template("v4"), bos="")
 
 
 def markup(chat_template: str, prompt: PromptConfig) -> ChatMarkup:
     made = copy.copy(qwen3())
     made.chat_template = chat_template
-    return find_chat_markup(made, prompt, keep_bos=True)
+    return find_chat_markup(made, prompt, bos="")
 
 
 def test_a_thinking_model_answers_after_an_empty_reasoning_block() -> None:
@@ -128,7 +128,7 @@ def test_a_thinking_model_answers_after_an_empty_reasoning_block() -> None:
 
 def test_a_model_that_does_not_think_gets_no_reasoning_block() -> None:
     made = small_llama3()
-    after = find_chat_markup(made, template("v4"), keep_bos=False).after
+    after = find_chat_markup(made, template("v4"), bos="<|begin_of_text|>").after
     assert after == "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
@@ -136,9 +136,9 @@ def test_the_system_text_is_where_the_chat_template_puts_it_or_opens_the_user_me
     prompt, shown = template("v4", system="Be fair."), "{% for m in messages %}{{ m.role + ':' + m.content }}"
     beside = markup(shown + "{% endfor %}", prompt)
     assert beside == ChatMarkup("system:Be fair.user:", "", has_system=True)
-    within = find_chat_markup(llama2(), prompt, keep_bos=False)
+    within = find_chat_markup(llama2(), prompt, bos="<s>")
     assert within == ChatMarkup("[INST] <<SYS>>\nBe fair.\n<</SYS>>\n\n", " [/INST]", has_system=True)
-    refused = find_chat_markup(small_gemma2(), prompt, keep_bos=False)
+    refused = find_chat_markup(small_gemma2(), prompt, bos="<bos>")
     assert refused.before == "<start_of_turn>user\n" and not refused.has_system
     ignored = markup("{% for m in messages if m.role == 'user' %}{{ '>' + m.content }}{% endfor %}", prompt)
     assert ignored == ChatMarkup(">", "", has_system=False)

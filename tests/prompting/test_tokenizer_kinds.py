@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from real_tokenizers import tokenizer as real_tokenizer
 from tokenizer_kinds import KINDS, tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.prompting.encoding import RowEncoder
@@ -186,6 +187,19 @@ def test_truncation_and_length_settings_of_the_tokenizer_have_no_effect(
         made.backend_tokenizer.no_truncation()
     assert row.n_cut == 0 and len(row.input_ids) > 300
     np.testing.assert_array_equal(row.input_ids, expected.input_ids)
+
+
+def test_special_tokens_that_a_tokenizer_puts_around_texts_are_before_rows_only() -> None:
+    made = copy.deepcopy(tokenizer("phi4"))
+    first, second, last, _ = sorted(made.get_added_vocab().items())
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{first[0]} {second[0]} $A {last[0]}", special_tokens=[first, second, last]
+    )
+    made.chat_template = f"{first[0]}{second[0]}>{{{{ messages[-1].content }}}}<"
+    row = RowEncoder(made, encoder("phi4", chat=False).prompt).encode([ROW])[0]
+    assert [*row.input_ids.tolist(), last[1]] == made(row.text).input_ids
+    chat = RowEncoder(made, template("v2", chat=True)).encode([ROW])[0]
+    assert chat.text.startswith(">") and [*chat.input_ids.tolist(), last[1]] == made(chat.text).input_ids
 
 
 @pytest.mark.parametrize("kind", ["llama2", "llama3"])
