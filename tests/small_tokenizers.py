@@ -27,7 +27,7 @@ CHAT_TEMPLATES = tuple(name for name in TEMPLATES if prompt_config(name).chat)
 SMALL_TOKENIZERS = ("small-llama3", "small-gemma2", "smollm2")
 """Names for :func:`tokenizer` and :func:`encoder`."""
 
-_WORDS = """
+WORDS = """
 The Tie is a Tie. To be or not to be: That is the question. Then Take Time, Tell Them, Tie That.
 Answer A, B or C? A is it. B is it. C is it. a or b, or tie: a tie, b, tie, a. It is a tie; is a Tie.
 Which of the following chatbots did a better job responding to the user's request? Or were they equal?
@@ -55,7 +55,7 @@ Der Fluß fließt über Wien; où est la forêt?
 """
 """Text to train on. `` T`` is so frequent that it is merged before ``Tie``, which is therefore two tokens."""
 
-_LLAMA3_SPLIT = (
+LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -93,21 +93,12 @@ def encoder(tokenizer_name: str, template_name: str, max_tokens: int | None = No
 @functools.cache
 def small_llama3() -> PreTrainedTokenizerFast:
     """Byte-level BPE; BOS is added, there is no padding token, and the chat template has a system role."""
-    backend = Tokenizer(models.BPE(ignore_merges=True))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated"), byte_level]
-    )
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(
-        [_WORDS], BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
-    )
+    backend = train_byte_level(LLAMA3_SPLIT, ignore_merges=True)
     names = ("begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eot_id")
     bos, *_, eos = special = [f"<|{name}|>" for name in names]
     backend.add_special_tokens([AddedToken(spelling, normalized=False) for spelling in special])
     backend.post_processor = processors.Sequence(
-        [processors.ByteLevel(trim_offsets=False), _add_bos(backend, bos)]
+        [processors.ByteLevel(trim_offsets=False), add_bos(backend, bos)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=bos, eos_token=eos, chat_template=_LLAMA3_CHAT
@@ -120,20 +111,9 @@ def small_gemma2() -> PreTrainedTokenizerFast:
 
     Spaces become ``▁``. Runs of line breaks and of spaces are added tokens that are not special.
     """
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    ascii_characters = [chr(code) for code in range(0x21, 0x7F)]
-    trained.train_from_iterator(
-        _WORDS.split("\n"), BpeTrainer(vocab_size=400, initial_alphabet=ascii_characters, show_progress=False)
-    )
-    model = json.loads(trained.to_str())["model"]
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
     runs = ["\n" * n for n in range(1, 6)] + ["▁" * n for n in range(2, 6)]
-    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    pieces = dict.fromkeys([*special, *runs, *byte_tokens, *sorted(model["vocab"], key=model["vocab"].get)])
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    merges = [tuple(merge) for merge in model["merges"]]
-    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend = train_byte_fallback([*special, *runs])
     backend.normalizer = normalizers.Replace(" ", "▁")
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     backend.decoder = decoders.Sequence(
@@ -141,14 +121,49 @@ def small_gemma2() -> PreTrainedTokenizerFast:
     )
     backend.add_special_tokens([AddedToken(spelling, normalized=False) for spelling in special])
     backend.add_tokens([AddedToken(run, normalized=False) for run in runs])
-    backend.post_processor = _add_bos(backend, "<bos>")
+    backend.post_processor = add_bos(backend, "<bos>")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>", pad_token="<pad>",
         padding_side="left", chat_template=_GEMMA2_CHAT,
     )  # fmt: skip
 
 
-def _add_bos(backend: Tokenizer, bos: str) -> processors.TemplateProcessing:
+def train_byte_level(split: str, ignore_merges: bool = False) -> Tokenizer:
+    """Byte-level BPE without special tokens, trained on :data:`WORDS`; ``split`` matches one word."""
+    backend = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(split), "isolated"), byte_level]
+    )
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        [WORDS], BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    )
+    return backend
+
+
+def train_byte_fallback(first: list[str]) -> Tokenizer:
+    """BPE as SentencePiece's, trained on :data:`WORDS`: ``first``, then a token for each byte, then pieces.
+
+    It has neither normalizer nor pre-tokenizer nor decoder.
+    """
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    ascii_characters = [chr(code) for code in range(0x21, 0x7F)]
+    trained.train_from_iterator(
+        WORDS.split("\n"), BpeTrainer(vocab_size=400, initial_alphabet=ascii_characters, show_progress=False)
+    )
+    model = json.loads(trained.to_str())["model"]
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = dict.fromkeys([*first, *byte_tokens, *sorted(model["vocab"], key=model["vocab"].get)])
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    merges = [tuple(merge) for merge in model["merges"]]
+    return Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+
+
+def add_bos(backend: Tokenizer, bos: str) -> processors.TemplateProcessing:
+    """Put ``bos`` before each text."""
     return processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, backend.token_to_id(bos))]
     )

@@ -50,7 +50,7 @@ def run_checks(config: Config, encoder: RowEncoder, folder: Path) -> list[Check]
     return [
         *(Check(name, value) for name, value in encoder.facts().items()),
         _architecture(config.model, model),
-        _context(config, model),
+        _context(config, encoder, model),
         _vocabulary(encoder, model),
         _lm_head(model, folder),
         _head(config, encoder),
@@ -92,11 +92,21 @@ def _architecture(config: ModelConfig, model: dict[str, Any]) -> Check:
     return _require(kind == config.architecture, "architecture", kind, remedy)
 
 
-def _context(config: Config, model: dict[str, Any]) -> Check:
-    limit = int(model.get("max_position_embeddings", 0))
-    value = f"{config.prompt.max_tokens:,} of {limit:,} tokens"
-    remedy = f"the model can't use later positions; set prompt.max_tokens={limit}"
-    return _require(config.prompt.max_tokens <= limit, "context", value, remedy)
+def _context(config: Config, encoder: RowEncoder, model: dict[str, Any]) -> Check:
+    """Whether the longest row, with the part of the answer that is fed to the model, fits its window."""
+    longest = max(map(len, encoder.answer_ids))
+    fed = longest if config.train.loss == "answer_eos" else longest - 1
+    needed, largest = config.prompt.max_tokens + fed, config.model.max_seq_length
+    limit = int(model.get("max_position_embeddings") or largest)
+    value = f"{needed:,} of {limit:,} tokens"
+    if needed > limit:
+        remedy = f"the model can't use later positions; set prompt.max_tokens={limit - fed}"
+        return Check("context", value, "error", remedy)
+    remedy = (
+        f"model.max_seq_length = {largest:,} is above the model's own {limit:,} positions, and unsloth would "
+        f"rescale the rotary embeddings of all of them; set model.max_seq_length={limit}"
+    )
+    return _require(largest <= limit, "context", value, remedy)
 
 
 def _vocabulary(encoder: RowEncoder, model: dict[str, Any]) -> Check:

@@ -50,7 +50,8 @@ class ModelConfig(Section):
     dtype: Literal["auto", "bfloat16", "float32"]
     """Data type of computations; ``auto``: unsloth's choice for the device."""
     max_seq_length: PositiveInt
-    """Maximum tokens in a row; ``prompt.max_tokens`` may not exceed it."""
+    """Maximum tokens in a row; ``prompt.max_tokens`` may not exceed it, nor may it exceed the model's own
+    window (``max_position_embeddings``)."""
     learning_rate: PositiveFloat
     """Default of ``train.learning_rate`` for adapters of this model."""
     epochs: PositiveInt

@@ -80,20 +80,36 @@ def _ambiguities(prompt: PromptConfig, found: dict[str, tuple[int, ...]]) -> lis
     return problems
 
 
+def find_single_tokens(
+    vocabulary: Vocabulary, prompt: PromptConfig, contexts: Sequence[str], further: bool = False
+) -> dict[str, list[str]]:
+    """For each answer, find which of its spellings are one token after each of ``contexts``.
+
+    They are tried as they are, after a space and after a line break; with ``further``, in other cases and
+    with the names of the outcome as well.
+
+    Returns:
+        Spellings with their ids, by the answer's name: ``{"a": ["'A' [32]", "' A' [362]"], ...}``.
+    """
+    result: dict[str, list[str]] = {}
+    for label, spelling in prompt.answers.spellings().items():
+        answer = spelling.strip(" \nĠ▁")
+        words = [answer]
+        if further:
+            words += [label, label.upper(), label.capitalize(), answer.lower(), answer.capitalize()]
+            words += _FURTHER_WORDS.get(label, [])
+        result[label] = []
+        for candidate in dict.fromkeys(lead + word for word in words if word for lead in ("", " ", "\n")):
+            first, *others = {_added_ids(vocabulary, context, candidate) for context in contexts}
+            if first and len(first) == 1 and not others:
+                result[label].append(f"{candidate!r} [{first[0]}]")
+    return result
+
+
 def _proposals(vocabulary: Vocabulary, prompt: PromptConfig, contexts: Sequence[str]) -> list[str]:
     """For each outcome, spellings that are one token here."""
-    lines = []
-    for label, spelling in prompt.answers.spellings().items():
-        answer = spelling.strip()
-        words = [answer, label, label.upper(), label.capitalize(), answer.lower(), answer.capitalize()]
-        words += _FURTHER_WORDS.get(label, [])
-        single = []
-        for spelling in dict.fromkeys(lead + word for word in words if word for lead in ("", " ")):
-            first, *others = {_added_ids(vocabulary, context, spelling) for context in contexts}
-            if first and len(first) == 1 and not others:
-                single.append(f"{spelling!r} [{first[0]}]")
-        if single:
-            lines.append(f"one token for {label}: {', '.join(single)}")
+    single = find_single_tokens(vocabulary, prompt, contexts, further=True)
+    lines = [f"one token for {label}: {', '.join(found)}" for label, found in single.items() if found]
     example = "prompt.answers.tie=\"' tie'\""
     lines.append(
         f"Choose among these ({example}), or set prompt.multi_token_answers=true"

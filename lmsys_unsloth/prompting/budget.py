@@ -83,13 +83,13 @@ class TokenBudget:
 
     def ids(self, rendered: Sequence[Sequence[Segment]]) -> list[Ids]:
         """Return token ids of rendered rows, starting with BOS if the tokenizer starts texts with one."""
-        special, bos = self.vocabulary.special_tokens, self.vocabulary.bos_id
-        texts = [segment.text for segments in rendered for segment in segments if not segment.special]
+        special = self.vocabulary.special_tokens
+        bos = np.array([*self.vocabulary.bos.values()], dtype=np.int32)
+        texts = [text for segments in rendered for text in self.vocabulary.plain_texts(segments)]
         plain = iter(self.vocabulary.encode(texts))
 
         def pieces(segments: Sequence[Segment]) -> Iterator[Ids]:
-            if bos is not None:
-                yield np.array([bos], dtype=np.int32)
+            yield bos
             for text, is_special in segments:
                 yield np.array([special[text]], dtype=np.int32) if is_special else next(plain)
 

@@ -25,7 +25,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.progress import progress as progress_bar
 from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
 from lmsys_unsloth.prompting import answer_tokens, budget, rendering, tokenization, truncation
-from lmsys_unsloth.prompting.answer_tokens import AnswerIds, find_answer_ids
+from lmsys_unsloth.prompting.answer_tokens import AnswerIds, find_answer_ids, find_single_tokens
 from lmsys_unsloth.prompting.budget import RenderedRow, TokenBudget
 from lmsys_unsloth.prompting.rendering import Template, Turn, find_chat_markup
 from lmsys_unsloth.prompting.tokenization import Ids, Vocabulary
@@ -71,14 +71,14 @@ class RowEncoder:
             raise UserError("\n  ".join([f"prompt={prompt.name} can't be used:", *problems]))
         self.prompt, self.tokenizer = prompt, tokenizer
         self.vocabulary = Vocabulary(tokenizer)
-        self.bos_id = self.vocabulary.bos_id
         # A BOS that the chat template writes must not be added to that of TokenBudget.ids.
-        chat = find_chat_markup(tokenizer, prompt, keep_bos=self.bos_id is None) if prompt.chat else None
+        bos = "".join(self.vocabulary.bos)
+        chat = find_chat_markup(tokenizer, prompt, bos) if prompt.chat else None
         self.template = Template(prompt, chat, self.vocabulary.special_tokens)
         self.budget = TokenBudget(self.vocabulary, self.template, prompt)
         self._check_special_tokens()
-        contexts = [self._slot_context([turn]) for turn in _SAMPLE_TURNS]
-        self.answer_ids: AnswerIds = find_answer_ids(self.vocabulary, prompt, contexts)
+        self._contexts = [self._slot_context([turn]) for turn in _SAMPLE_TURNS]
+        self.answer_ids: AnswerIds = find_answer_ids(self.vocabulary, prompt, self._contexts)
         """Token ids of the three or four answers; one id each unless the template allows several."""
         self._tail = _common_tail(self.budget.ids([self.template.render([turn]) for turn in _SAMPLE_TURNS]))
 
@@ -99,11 +99,16 @@ class RowEncoder:
     def facts(self) -> dict[str, str]:
         """Results of the checks at construction, by name: ``{"BOS": "128000, once", ...}``."""
         answers = self.prompt.answers.spellings().values()
-        ids = (" ".join(map(str, each)) for each in self.answer_ids)
+        tokens = (" ".join(f"{i} {self.vocabulary.piece(i)}" for i in ids) for ids in self.answer_ids)
+        single = find_single_tokens(self.vocabulary, self.prompt, self._contexts)
         own = self.budget.costs.fixed + self.budget.costs.per_turn
+        bos = " ".join(map(str, self.vocabulary.bos.values()))
         return {
-            "answers": ", ".join(f"{answer!r} {each}" for answer, each in zip(answers, ids, strict=True)),
-            "BOS": "none, as the tokenizer adds none" if self.bos_id is None else f"{self.bos_id}, once",
+            "answers": ", ".join(f"{answer!r} {each}" for answer, each in zip(answers, tokens, strict=True)),
+            "one token in the slot": "; ".join(
+                " or ".join(spellings) or f"no spelling of {label}" for label, spellings in single.items()
+            ),
+            "BOS": f"{bos}, once" if bos else "none, as the tokenizer adds none",
             "padding": "never before the answer slot",
             "budget": f"{own} of {self.prompt.max_tokens} tokens are the template's own text",
         }
@@ -116,12 +121,13 @@ class RowEncoder:
     def _check_special_tokens(self) -> None:
         """Check that there is at most one BOS, and no EOS directly before the answer slot."""
         ids = self.budget.ids([self.template.render(_SAMPLE_TURNS)])[0].tolist()
-        bos, eos = self.bos_id, self.vocabulary.eos_id
-        if bos is not None and ids.count(bos) != 1:
-            raise UserError(
-                f"prompt={self.prompt.name} has {ids.count(bos)} BOS tokens (id {bos}): every row "
-                "gets one, as this tokenizer starts its texts.\n  Remove the BOS from the template."
-            )
+        for bos in self.vocabulary.bos.values():
+            if ids.count(bos) != 1:
+                raise UserError(
+                    f"prompt={self.prompt.name} has {ids.count(bos)} BOS tokens (id {bos}): every row "
+                    "gets one, as this tokenizer starts its texts.\n  Remove the BOS from the template."
+                )
+        eos = self.vocabulary.eos_id
         if eos is not None and ids[-1] == eos:
             raise UserError(
                 f"prompt={self.prompt.name} has the end-of-text token (id {eos}) right before the answer.\n"
@@ -130,8 +136,8 @@ class RowEncoder:
 
     def _slot_context(self, turns: Sequence[Turn]) -> str:
         """Rendered text from the last special token to the answer slot."""
-        last = self.template.render(turns)[-1]
-        return "" if last.special else last.text
+        segments = self.template.render(turns)
+        return "" if segments[-1].special else self.vocabulary.plain_texts(segments)[-1]
 
     def _encode_chunk(self, rows: Sequence[Comparison]) -> list[EncodedRow]:
         rendered = self.budget.render(rows)
@@ -191,7 +197,7 @@ def encode_cached(
         "template": encoder.prompt.model_dump(mode="json"),
         "markup": encoder.template.render(_SAMPLE_TURNS),
         "tokenizer": encoder.vocabulary.fingerprint,
-        "bos": encoder.bos_id,
+        "bos": encoder.vocabulary.bos,
         "special": encoder.vocabulary.special_tokens,
         "code": _code_fingerprint(),
     }

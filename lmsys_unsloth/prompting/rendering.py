@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -125,17 +126,23 @@ def _parse(piece: Sequence[str | Field], special_tokens: re.Pattern[str]) -> lis
 
 _MESSAGE = "\ue000message\ue001"
 """Placeholder for the user message in chat templates; private-use characters, so in none of them."""
-_DATE = "26 Jul 2024"
+_DATE = datetime(2024, 7, 26)
 """Date for chat templates that write one (Llama 3.1 and later), the same in training and prediction."""
+_OPEN_REASONING = re.compile(r"<think>\s*\Z")
+_NO_REASONING = "<think>\n\n</think>\n\n"
+"""How Qwen 3's chat template, and others after it, begin a message without reasoning."""
 
 
-def find_chat_markup(tokenizer: Any, prompt: PromptConfig, keep_bos: bool) -> ChatMarkup:
+def find_chat_markup(tokenizer: Any, prompt: PromptConfig, bos: str) -> ChatMarkup:
     """Find what the tokenizer's chat template writes before and after a single user message.
+
+    A thinking model is told to answer without reasoning: what its chat template writes for that (Qwen 3: an
+    empty reasoning block) is part of the result. A block that the template opens is closed.
 
     Args:
         tokenizer: tokenizer of transformers.
         prompt: the template.
-        keep_bos: whether a BOS that the chat template writes is part of the result.
+        bos: what every row starts with anyway; it is not part of the result.
 
     Raises:
         UserError: the tokenizer has no chat template, or one that can't render a single message.
@@ -149,11 +156,11 @@ def find_chat_markup(tokenizer: Any, prompt: PromptConfig, keep_bos: bool) -> Ch
     if system := unescape((prompt.system or "").strip()):
         with suppress(Exception):  # templates without a system role raise various errors
             messages = [{"role": "system", "content": system}, message]
-            before, after = _around_message(tokenizer, messages, keep_bos)
+            before, after = _around_message(tokenizer, messages, bos)
             if system in before:
                 return ChatMarkup(before, after, has_system=True)
     try:
-        before, after = _around_message(tokenizer, [message], keep_bos)
+        before, after = _around_message(tokenizer, [message], bos)
     except Exception as error:
         raise UserError(
             f"prompt={prompt.name}: the tokenizer's chat template can't render one user message ({error}).\n"
@@ -162,9 +169,12 @@ def find_chat_markup(tokenizer: Any, prompt: PromptConfig, keep_bos: bool) -> Ch
     return ChatMarkup(before, after, has_system=False)
 
 
-def _around_message(tokenizer: Any, messages: list[dict[str, str]], keep_bos: bool) -> tuple[str, str]:
+def _around_message(tokenizer: Any, messages: list[dict[str, str]], bos: str) -> tuple[str, str]:
     whole = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, date_string=_DATE
-    )
-    before, _, after = whole.partition(_MESSAGE)
-    return before if keep_bos else before.removeprefix(tokenizer.bos_token), after
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False,
+        date_string=_DATE.strftime("%d %b %Y"), strftime_now=_DATE.strftime,
+    )  # fmt: skip
+    before, *after = whole.split(_MESSAGE)
+    if len(after) != 1:
+        raise ValueError(f"it writes the message {len(after)} times")
+    return before.removeprefix(bos), _OPEN_REASONING.sub(_NO_REASONING, after[0])

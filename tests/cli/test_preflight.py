@@ -56,7 +56,9 @@ def test_a_consistent_model_passes_all_checks(tmp_path: Path, capsys: pytest.Cap
     } <= table.keys()
     print_checks(list(table.values()))
     printed = capsys.readouterr().out
-    assert "' A' 330, ' B' 389, ' Tie' 47832" in printed and "final 30.0, attention 50.0" in printed
+    assert (
+        "' A' 330 ĠA, ' B' 389 ĠB, ' Tie' 47832 ĠTie" in printed and "final 30.0, attention 50.0" in printed
+    )
 
 
 def test_an_lm_head_that_is_neither_tied_nor_stored_is_an_error(tmp_path: Path) -> None:
@@ -111,6 +113,20 @@ def test_contradictory_settings_are_errors(
 ) -> None:
     table = results(tmp_path, GEMMA2 | change, ["model.embed_tokens.weight"], "model=gemma2")
     assert table[name].verdict == "error" and message in table[name].remedy
+
+
+def test_rows_with_their_answers_must_fit_the_models_window(tmp_path: Path) -> None:
+    tensors, window = ["model.embed_tokens.weight"], GEMMA2 | {"max_position_embeddings": 3072}
+    fits = ["model=gemma2", "model.max_seq_length=3072"]  # prompt.max_tokens = 3072
+    assert results(tmp_path, window, tensors, *fits)["context"].verdict == "ok"
+    with_eos = results(tmp_path, window, tensors, *fits, "train.loss=answer_eos")["context"]
+    assert with_eos.value == "3,073 of 3,072 tokens" and "set prompt.max_tokens=3071" in with_eos.remedy
+
+
+def test_a_length_for_which_unsloth_would_change_the_model_is_an_error(tmp_path: Path) -> None:
+    window = GEMMA2 | {"max_position_embeddings": 4096}
+    context = results(tmp_path, window, ["model.embed_tokens.weight"], "model=gemma2")["context"]
+    assert context.verdict == "error" and "set model.max_seq_length=4096" in context.remedy
 
 
 def test_too_little_memory_is_a_warning(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_preview_shows_bos_and_answer_slot() -> None:
 
 def test_facts_are_the_results_of_the_checks() -> None:
     facts = encoder("smollm2", "v2").facts()
-    assert facts["answers"] == "' A' 330, ' B' 389, ' Tie' 47832"
+    assert facts["answers"] == "' A' 330 ĠA, ' B' 389 ĠB, ' Tie' 47832 ĠTie"
     assert facts["BOS"].startswith("none")
     assert facts["budget"] == "90 of 3072 tokens are the template's own text"
     assert encoder("small-gemma2", "v2").facts()["BOS"] == "2, once"

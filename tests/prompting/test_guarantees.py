@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizer_kinds
 from factories import prompt_config as template
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prompt_rows import BUDGET, same
 from real_tokenizers import REAL_TOKENIZERS
 from real_tokenizers import tokenizer as real_tokenizer
-from small_tokenizers import SMALL_TOKENIZERS, TEMPLATES, tokenizer
+from small_tokenizers import CHAT_TEMPLATES, SMALL_TOKENIZERS, TEMPLATES, tokenizer
 
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.prompting.budget import RenderedRow
@@ -35,6 +36,7 @@ conversations = st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=4)
     lambda turns: Comparison("x", *(tuple(column) for column in zip(*turns, strict=True)))
 )
 rows_of_any_text = st.lists(conversations, min_size=1, max_size=4)
+OTHER_KINDS = ("gpt2", "qwen3", "phi4", "llama2", "mistral")
 POLICIES: dict[str, dict[str, Any]] = {
     "middle": {"cut": "middle"},
     "head": {"cut": "head", "mark": "…"},
@@ -57,6 +59,22 @@ def test_prompts_of_any_text_keep_every_guarantee(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+@settings(deadline=None, max_examples=16, suppress_health_check=list(HealthCheck))
+@given(
+    rows=rows_of_any_text,
+    template_name=st.sampled_from(TEMPLATES),
+    policy=st.sampled_from(list(POLICIES)),
+)
+def test_prompts_keep_every_guarantee_with_other_kinds_of_tokenizers(
+    kind: str, policy: str, rows: list[Comparison], template_name: str
+) -> None:
+    if tokenizer_kinds.tokenizer(kind).chat_template is None and template_name in CHAT_TEMPLATES:
+        template_name = "v2"
+    check_guarantees(_encoder(kind, template_name, policy), rows)
+
+
+@pytest.mark.slow
 @settings(deadline=None, max_examples=48, suppress_health_check=list(HealthCheck))
 @given(
     rows=rows_of_any_text,
@@ -73,6 +91,8 @@ def test_prompts_of_llama3_and_gemma2_keep_every_guarantee(
 @functools.cache
 def _encoder(name: str, template_name: str, policy: str, shared: Path | None = None) -> RowEncoder:
     prompt = template(template_name, max_tokens=BUDGET, truncation=POLICIES[policy])
+    if name in OTHER_KINDS:
+        return RowEncoder(tokenizer_kinds.tokenizer(name), prompt)
     return RowEncoder(real_tokenizer(name, shared) if shared else tokenizer(name), prompt)
 
 
@@ -98,7 +118,7 @@ def check_guarantees(made: RowEncoder, rows: list[Comparison]) -> None:
             assert after.tolist() == [*before.tolist(), *answer_id]
         # special tokens are those of the template, and there is one BOS
         assert [i for i in ids if i in special] == template_special
-        assert ids.count(made.bos_id) == (made.bos_id is not None)
+        assert all(ids.count(bos) == 1 for bos in made.vocabulary.bos.values())
         # swapping the responses swaps the texts in the prompt, and changes nothing else
         assert [turn.swapped() for turn in rendered[position].turns] == rendered_swapped[position].turns
         assert one.n_cut == swapped[position].n_cut

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 from factories import prompt_config as template
-from small_tokenizers import SMALL_TOKENIZERS, encoder, small_gemma2, tokenizer
+from small_tokenizers import SMALL_TOKENIZERS, encoder, small_gemma2, small_llama3, tokenizer
+from tokenizer_kinds import THINKING_ALWAYS, THINKING_BY_DEFAULT, llama2, qwen3
 
 from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.prompting.encoding import RowEncoder
-from lmsys_unsloth.prompting.rendering import Segment, Template, Turn, find_chat_markup
+from lmsys_unsloth.prompting.rendering import ChatMarkup, Segment, Template, Turn, find_chat_markup
 
 TWO_TURNS = (Turn(1, "Hi", "Hello!", "Yo"), Turn(2, "More?", "No.", "Yes."))
 ROW = Comparison("7", ("Hi", "More?"), ("Hello!", "No."), ("Yo", "Yes."))
@@ -93,7 +96,7 @@ def test_a_tokenizer_without_chat_template_is_refused() -> None:
         chat_template = None
 
     with pytest.raises(UserError, match=r"prompt=v4 needs a chat template.*\n.*prompt=v2"):
-        find_chat_markup(Plain(), template("v4"), keep_bos=False)
+        find_chat_markup(Plain(), template("v4"), bos="")
 
 
 def test_the_error_of_a_chat_template_is_reported() -> None:
@@ -104,7 +107,53 @@ def test_the_error_of_a_chat_template_is_reported() -> None:
             raise ValueError("only tools")
 
     with pytest.raises(UserError, match=r"can't render one user message \(only tools\)"):
-        find_chat_markup(Failing(), template("v4"), keep_bos=False)
+        find_chat_markup(Failing(), template("v4"), bos="")
+
+
+def markup(chat_template: str, prompt: PromptConfig) -> ChatMarkup:
+    made = copy.copy(qwen3())
+    made.chat_template = chat_template
+    return find_chat_markup(made, prompt, bos="")
+
+
+def test_a_thinking_model_answers_after_an_empty_reasoning_block() -> None:
+    empty = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert markup(THINKING_BY_DEFAULT, template("v4")).after == empty
+    assert markup(THINKING_ALWAYS, template("v4")).after == empty  # the block that it opens is closed
+    row = RowEncoder(qwen3(), template("v4")).encode([ROW])[0]
+    assert row.text.endswith("<think>\n\n</think>\n\n")
+    think, end = qwen3().convert_tokens_to_ids(["<think>", "</think>"])
+    assert [i for i in row.input_ids[-6:].tolist() if i in (think, end)] == [think, end]
+
+
+def test_a_model_that_does_not_think_gets_no_reasoning_block() -> None:
+    made = small_llama3()
+    after = find_chat_markup(made, template("v4"), bos="<|begin_of_text|>").after
+    assert after == "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+
+
+def test_the_system_text_is_where_the_chat_template_puts_it_or_opens_the_user_message() -> None:
+    prompt, shown = template("v4", system="Be fair."), "{% for m in messages %}{{ m.role + ':' + m.content }}"
+    beside = markup(shown + "{% endfor %}", prompt)
+    assert beside == ChatMarkup("system:Be fair.user:", "", has_system=True)
+    within = find_chat_markup(llama2(), prompt, bos="<s>")
+    assert within == ChatMarkup("[INST] <<SYS>>\nBe fair.\n<</SYS>>\n\n", " [/INST]", has_system=True)
+    refused = find_chat_markup(small_gemma2(), prompt, bos="<bos>")
+    assert refused.before == "<start_of_turn>user\n" and not refused.has_system
+    ignored = markup("{% for m in messages if m.role == 'user' %}{{ '>' + m.content }}{% endfor %}", prompt)
+    assert ignored == ChatMarkup(">", "", has_system=False)
+
+
+@pytest.mark.parametrize("written", ["", "{{ messages[-1].content }}" * 2])
+def test_a_chat_template_that_does_not_write_the_message_once_is_refused(written: str) -> None:
+    with pytest.raises(UserError, match=r"it writes the message [02] times"):
+        markup(f"{written}.", template("v4", system=None))
+
+
+@pytest.mark.parametrize("date", ["date_string", "strftime_now('%d %b %Y')"])
+def test_a_date_in_a_chat_template_is_the_same_on_every_day(date: str) -> None:
+    found = markup("{{ " + date + " + ' ' + messages[-1].content }}", template("v4", system=None))
+    assert found.before == "26 Jul 2024 "
 
 
 def test_line_breaks_between_turns_at_the_end_of_a_chat_message_are_kept() -> None:

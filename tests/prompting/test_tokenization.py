@@ -29,9 +29,9 @@ def check_special_tokens_in_text(vocabulary: Vocabulary) -> None:
 
 def test_bos_is_used_where_the_tokenizer_itself_adds_it() -> None:
     llama3, gemma2, smollm2 = (Vocabulary(tokenizer(name)) for name in SMALL_TOKENIZERS)
-    assert llama3.bos_id == llama3.special_tokens["<|begin_of_text|>"]
-    assert gemma2.bos_id == 2
-    assert smollm2.bos_id is None
+    assert llama3.bos == {"<|begin_of_text|>": llama3.special_tokens["<|begin_of_text|>"]}
+    assert gemma2.bos == {"<bos>": 2}
+    assert smollm2.bos == {}
 
 
 def test_text_that_spells_special_tokens_stays_text(vocabulary: Vocabulary) -> None:
@@ -40,7 +40,7 @@ def test_text_that_spells_special_tokens_stays_text(vocabulary: Vocabulary) -> N
 
 def test_the_real_tokenizers_keep_text_and_add_their_own_bos(shared: Path) -> None:
     llama3, gemma2 = (Vocabulary(real_tokenizer(name, shared)) for name in REAL_TOKENIZERS)
-    assert (llama3.bos_id, gemma2.bos_id) == (128000, 2)
+    assert (llama3.bos, gemma2.bos) == ({"<|begin_of_text|>": 128000}, {"<bos>": 2})
     for vocabulary in (llama3, gemma2):
         check_special_tokens_in_text(vocabulary)
         text = "a\x04b\U00050000c 字👩‍👩‍👧 e\u0301\r\n\n\n\n  \t x"
