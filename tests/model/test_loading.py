@@ -38,7 +38,7 @@ def saved(architecture: Architecture, folder: Path, **changes: Any) -> ModelConf
     """Save a tiny model; its configuration loads it in 4 bits and leaves it so."""
     tiny_model(architecture).save_pretrained(folder)
     save_word_tokenizer(folder, VOCABULARY)
-    settings = {"architecture": architecture, "load_in_4bit": True, "resident": "4bit", **changes}
+    settings = {"load_in_4bit": True, "resident": "4bit", **changes}
     return model_config(folder, **settings)
 
 
