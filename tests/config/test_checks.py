@@ -80,7 +80,7 @@ def test_a_model_of_any_kind_is_named_after_its_folder(tmp_path: Path) -> None:
 def test_gguf_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "model-Q4_K_M.gguf").touch()
     for path in (tmp_path, tmp_path / "model-Q4_K_M.gguf"):
-        with pytest.raises(UserError, match=r"holds GGUF files, a format of llama\.cpp that bitsandbytes does"):
+        with pytest.raises(UserError, match=r"GGUF files, a format of llama\.cpp that bitsandbytes does"):
             config(f"model.path={path}")
 
 

@@ -59,11 +59,13 @@ def check_own_logits(model: nn.Module, folder: Path) -> None:
     kind, head = base.config.model_type, base.get_output_embeddings()
     if head is None:
         raise UserError(f"model_type = {kind}: has no LM head, so it is not a causal language model")
-    name = next(name for name, module in base.named_modules() if module is head)
-    tied = head.weight is base.get_input_embeddings().weight
-    if not tied and not any(stored.endswith(f"{name}.weight") for stored in stored_tensors(folder)):
+    embeddings = base.get_input_embeddings()
+    # Names in files differ from those in the class, shapes do not.
+    alike = [tensor for tensor in stored_tensors(folder).values() if tensor.shape == tuple(head.weight.shape)]
+    needed = len({id(part.weight) for part in (head, embeddings) if part.weight.shape == head.weight.shape})
+    if len(alike) < needed:
         raise UserError(
-            f"{folder}: the LM head ({name}.weight) is not among the weights, so it was initialised at "
+            f"{folder}: the LM head or the embeddings are not among the weights, so they were initialised at "
             "random; download the model again"
         )
     was_training = base.training
