@@ -14,7 +14,6 @@ from lmsys_unsloth.config.schema import ModelConfig, TrainConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import memory, smollm2
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, causal_lm, compute_dtype
-from lmsys_unsloth.model.families import known as known  # registers the families
 from lmsys_unsloth.model.families.family import family_of
 from lmsys_unsloth.model.families.model_folder import model_settings, require_supported
 from lmsys_unsloth.model.families.other import OtherDecoder, check_own_logits

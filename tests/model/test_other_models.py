@@ -171,7 +171,7 @@ def test_a_head_that_is_not_stored_is_refused(tmp_path: Path) -> None:
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     (
         {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}},
-        r"model_type = own: not a causal .* transformers 5.*the code that comes with it .auto_map. is not run",
+        r"model_type = own: not a causal .* transformers 5.*with it .auto_map. is not run",
     ),
     ({"model_type": "t5"}, "model_type = t5: not a causal language model of transformers"),
     ({"model_type": "gemma3", "vision_config": {}}, "reads images too; choose a text-only model"),
