@@ -109,7 +109,10 @@ def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Modu
     with output_to_log():
         model, _ = unsloth.FastLanguageModel.from_pretrained(
             str(folder),
-            max_seq_length=config.max_seq_length,
+            # Beyond the model's own positions unsloth would rescale its rotary embedding.
+            max_seq_length=min(
+                config.max_seq_length, settings.get("max_position_embeddings") or config.max_seq_length
+            ),
             dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
             load_in_4bit=config.load_in_4bit,
             use_gradient_checkpointing=unsloth_checkpointing(train),
