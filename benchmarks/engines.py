@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from architectures import SHAPES, lengths, shape
+from architectures import lengths, shape
 from gpu_timing import Numbers, measure, micro_batches, optimizer_step, random_batch
 
 ANSWERS = ((362,), (426,), (59,))
@@ -43,9 +43,8 @@ def load(folder: Path, name: str, rank: int, checkpoint: str) -> tuple[Any, Any]
 
     from lmsys_unsloth.model import loading, trained_weights
 
-    architecture = SHAPES[name]["architecture"]
     config = model_config(
-        folder, name=name, architecture=architecture, load_in_4bit=True, resident="4bit", dtype="auto",
+        folder, name=name, load_in_4bit=True, resident="4bit", dtype="auto",
         max_seq_length=4096,
     )  # fmt: skip
     train = train_config(fast=checkpoint == "none", checkpoint=checkpoint)

@@ -13,7 +13,7 @@ PACKAGE = "lmsys_unsloth"
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDERS = ("core", "config", "data", "prompting", "model", "train", "evaluate", "report", "cli")
 """Each folder may import itself and the folders before it."""
-COMMANDS = ("simulate", "dashboard", "pseudo")
+COMMANDS = ("simulate", "dashboard", "pseudo", "models")
 """Modules run as ``python -m lmsys_unsloth.NAME``; they may import every folder."""
 
 

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
 
+from lmsys_unsloth.cli.check import Check, require
+from lmsys_unsloth.cli.checkpoint_checks import (
+    check_adapted_layers,
+    check_lm_head,
+    check_tensors,
+)
 from lmsys_unsloth.config.checks import TRAINED_HEADS
 from lmsys_unsloth.config.environment import installed_versions
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.schema import ModelConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import attention, memory
+from lmsys_unsloth.model.families.known import family_of
+from lmsys_unsloth.model.families.model_folder import model_settings, stored_tensors
 from lmsys_unsloth.prompting.encoding import RowEncoder
 from lmsys_unsloth.train.steps import PLANNED_TOKENS
 
-Verdict = Literal["ok", "warning", "error"]
 _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
+
+MIN_VOCABULARY_SHARE = 0.95
+"""Tokenizer entries divided by embeddings, below which a warning is given."""
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
 """Folder of the pinned versions; it exists only where the code runs from a checkout."""
@@ -34,29 +41,30 @@ REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "unsloth_zoo", "xformers")
 
 
-@dataclass(frozen=True)
-class Check:
-    """Result of one check: a line of the table."""
+def run_checks(config: Config, encoder: RowEncoder, folder: Path, *, training: bool = True) -> list[Check]:
+    """Run all checks.
 
-    name: str
-    value: str
-    verdict: Verdict = "ok"
-    remedy: str = ""
+    Args:
+        config, encoder: of the run.
+        folder: the model's files, without weights if these are not downloaded yet.
+        training: whether the run trains; adapters are checked only then.
 
-
-def run_checks(config: Config, encoder: RowEncoder, folder: Path) -> list[Check]:
-    """Run all checks; ``folder`` holds the model's files, without weights if these are not downloaded yet."""
-    model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    Raises:
+        UserError: ``config.json`` or a file of weights can't be read.
+    """
+    model, stored = model_settings(folder), stored_tensors(folder)
     return [
         *(Check(name, value) for name, value in encoder.facts().items()),
-        _architecture(config.model, model),
+        _family(model),
+        check_tensors(model, stored),
         _context(config, encoder, model),
         _vocabulary(encoder, model),
-        _lm_head(model, folder),
+        check_lm_head(model, stored),
         _head(config, encoder),
-        _caps(config.model, model),
-        _dtype(config.model),
-        _attention(config),
+        *([check_adapted_layers(config.lora.target_modules, model, stored)] if training else []),
+        _caps(model),
+        _dtype(config.model, model),
+        _attention(config, model),
         _memory(config, model),
         _versions(),
     ]
@@ -81,39 +89,41 @@ def print_checks(checks: Sequence[Check]) -> None:
         raise UserError("\n  ".join(["checks before the run failed:", *errors]))
 
 
-def _require(condition: bool, name: str, value: str, remedy: str) -> Check:
-    """A check whose verdict is "ok" under a condition and "error" otherwise."""
-    return Check(name, value) if condition else Check(name, value, "error", remedy)
-
-
-def _architecture(config: ModelConfig, model: dict[str, Any]) -> Check:
+def _family(model: Mapping[str, Any]) -> Check:
     kind = str(model.get("model_type"))
-    remedy = f"model.architecture says {config.architecture}; choose the model that the folder holds"
-    return _require(kind == config.architecture, "architecture", kind, remedy)
+    return Check("family", kind if family_of(model) else f"{kind}, computed by the model's own forward pass")
 
 
-def _context(config: Config, encoder: RowEncoder, model: dict[str, Any]) -> Check:
+def _context(config: Config, encoder: RowEncoder, model: Mapping[str, Any]) -> Check:
     """Whether the longest row, with the part of the answer that is fed to the model, fits its window."""
     longest = max(map(len, encoder.answer_ids))
     fed = longest if config.train.loss == "answer_eos" else longest - 1
-    needed, largest = config.prompt.max_tokens + fed, config.model.max_seq_length
-    limit = int(model.get("max_position_embeddings") or largest)
-    value = f"{needed:,} of {limit:,} tokens"
-    if needed > limit:
-        remedy = f"the model can't use later positions; set prompt.max_tokens={limit - fed}"
-        return Check("context", value, "error", remedy)
-    remedy = (
-        f"model.max_seq_length = {largest:,} is above the model's own {limit:,} positions, and unsloth would "
-        f"rescale the rotary embeddings of all of them; set model.max_seq_length={limit}"
-    )
-    return _require(largest <= limit, "context", value, remedy)
+    needed = config.prompt.max_tokens + fed
+    limit: int | None = model.get("max_position_embeddings") or model.get("n_positions")
+    if limit is None:
+        return Check("context", f"{needed:,} tokens; config.json names no limit")
+    remedy = f"the model can't use later positions; set prompt.max_tokens={limit - fed}"
+    return require(needed <= limit, "context", f"{needed:,} of {limit:,} tokens", remedy)
 
 
-def _vocabulary(encoder: RowEncoder, model: dict[str, Any]) -> Check:
-    size, largest = int(model["vocab_size"]), max(max(ids) for ids in encoder.answer_ids)
-    value = f"{size:,} entries" + (f", but answer id {largest:,}" if largest >= size else "")
+def _vocabulary(encoder: RowEncoder, model: Mapping[str, Any]) -> Check:
+    """Compare the tokenizer with the embeddings, whose number is often rounded up to a multiple of 64 or 128.
+
+    Tokens that were added to a tokenizer may lie beyond the embeddings (Gemma 3 1B has one for images).
+    """
+    size, entries = model.get("vocab_size"), len(encoder.tokenizer)
+    if size is None:
+        return Check("vocabulary", f"{entries:,} entries; config.json does not name the embeddings")
+    largest = max(max(ids) for ids in encoder.answer_ids)
+    value = f"{entries:,} entries, {size:,} embeddings"
+    value += f", but answer id {largest:,}" if largest >= size else ""
     remedy = "tokenizer and weights belong to different models; choose a folder where they match"
-    return _require(largest < size, "vocabulary", value, remedy)
+    if largest >= size or encoder.tokenizer.vocab_size > size:
+        return Check("vocabulary", value, "error", remedy)
+    if entries < MIN_VOCABULARY_SHARE * size:
+        remedy = "much fewer than the embeddings; is the tokenizer that of another model?"
+        return Check("vocabulary", value, "warning", remedy)
+    return Check("vocabulary", value)
 
 
 def _head(config: Config, encoder: RowEncoder) -> Check:
@@ -134,66 +144,55 @@ def _head(config: Config, encoder: RowEncoder) -> Check:
     return Check("head", value)
 
 
-def _lm_head(model: dict[str, Any], folder: Path) -> Check:
-    """transformers initialises an LM head that is neither tied nor stored at random, with only a warning."""
-    tied = bool(model.get("tie_word_embeddings", model.get("model_type") == "gemma2"))
-    kind = "tied to the embeddings" if tied else "separate"
-    names: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="np") as tensors:
-            names.update(tensors.keys())
-    if not names:
-        return Check("LM head", f"{kind}; weights not downloaded yet")
-    stored = any(name.endswith("lm_head.weight") for name in names)
-    if tied:
-        return Check("LM head", f"{kind}, a copy is stored" if stored else kind)
-    remedy = (
-        "it would be initialised at random; if it is tied to the embeddings, set tie_word_embeddings to true "
-        "in the model's config.json, otherwise download the weights again"
-    )
-    return _require(
-        stored, "LM head", f"{kind}, {'stored' if stored else 'but not among the weights'}", remedy
-    )
-
-
-def _caps(config: ModelConfig, model: dict[str, Any]) -> Check:
+def _caps(model: Mapping[str, Any]) -> Check:
+    family = family_of(model)
     final, scores = model.get("final_logit_softcapping"), model.get("attn_logit_softcapping")
     value = f"final {final}, attention {scores}" if final or scores else "none"
     remedy = (
-        "Gemma 2 was trained with final_logit_softcapping 30 and attn_logit_softcapping 50; restore them in "
-        "the model's config.json"
+        "models of this family were trained with caps; restore final_logit_softcapping and "
+        "attn_logit_softcapping in the model's config.json (Gemma 2: 30 and 50)"
     )
-    return _require(config.architecture != "gemma2" or bool(final and scores), "soft caps", value, remedy)
+    needed = family is not None and family.caps
+    return require(not needed or bool(final and scores), "soft caps", value, remedy)
 
 
-def _dtype(config: ModelConfig) -> Check:
+def _dtype(config: ModelConfig, model: Mapping[str, Any]) -> Check:
     if not torch.cuda.is_available():
         quantised = ", 4-bit weights" if config.load_in_4bit else ""
         return Check("dtype", f"{config.dtype} on the CPU{quantised}")
     if torch.cuda.is_bf16_supported():
         return Check("dtype", "bfloat16" if config.dtype == "auto" else config.dtype)
-    works = config.architecture != "gemma2" or config.dtype == "float32"
+    family = family_of(model)
+    works = family is None or not family.overflows_in_float16 or config.dtype == "float32"
     value = "float32" if config.dtype == "float32" else "float16 (this GPU has no bfloat16)"
-    return _require(works, "dtype", value, "Gemma 2 overflows in float16; set model.dtype=float32")
+    remedy = f"models of type {model['model_type']} overflow in float16; set model.dtype=float32"
+    return require(works, "dtype", value, remedy)
 
 
-def _attention(config: Config) -> Check:
-    gemma, on_gpu = config.model.architecture == "gemma2", torch.cuda.is_available()
-    if not config.train.fast:
-        kind = "unsloth's" if on_gpu else "eager, as SDPA can't cap logits" if gemma else "PyTorch SDPA"
-        return Check("attention", f"{kind}, padded batches (train.fast=false)")
+def _attention(config: Config, model: Mapping[str, Any]) -> Check:
+    family, on_gpu = family_of(model), torch.cuda.is_available()
+    capped = bool(model.get("attn_logit_softcapping"))
+    if family is None or not config.train.fast:
+        kind = "unsloth's" if on_gpu else "eager, as SDPA can't cap logits" if capped else "PyTorch SDPA"
+        reason = "train.fast=false" if family else "no fast decoder"
+        return Check("attention", f"{kind}, padded batches ({reason})")
     float32 = config.model.dtype == "float32"
     if not on_gpu or float32 or not attention.has_flash_attention(torch.device("cuda")):
-        return Check("attention", "one row at a time, " + ("capped logits" if gemma else "PyTorch SDPA"))
-    kernel = "FlexAttention with cap and window" if gemma else "variable-length flash attention"
-    return Check("attention", f"packed rows, {kernel}, {torch.cuda.get_device_name()}")
+        return Check("attention", "one row at a time, " + ("capped logits" if capped else "PyTorch SDPA"))
+    kernel = "FlexAttention with capped logits" if capped else "variable-length flash attention"
+    window = ", sliding window" if family.window != "none" and model.get("sliding_window") else ""
+    return Check("attention", f"packed rows, {kernel}{window}, {torch.cuda.get_device_name()}")
 
 
-def _memory(config: Config, model: dict[str, Any]) -> Check:
+def _memory(config: Config, model: Mapping[str, Any]) -> Check:
     """Compare weights and activations of one micro-batch with the free memory."""
+    if family_of(model) is None:
+        return Check("memory", f"no forecast for model_type {model.get('model_type')}")
+    adapted = [name for name in config.lora.target_modules if name in memory.projection_shapes(model)]
+    lora = config.lora.model_copy(update={"target_modules": adapted})
     chosen = config.train.tokens_per_micro_batch
     weights, activations = memory.forecast_memory(
-        model, config.model, config.lora, config.train,
+        model, config.model, lora, config.train,
         tokens=PLANNED_TOKENS if chosen == "auto" else chosen, row_length=config.prompt.max_tokens,
     )  # fmt: skip
     free = memory.free_bytes() / 1e9

@@ -53,7 +53,7 @@ def prepare_training(config: Config, run: Run) -> Prepared:
     )
     preview.write_samples(run, prepared)
     preview.print_preview(fold.description, prepared, whole=config.debug.preview)
-    _print_checks(config, encoder, weights=not config.debug.preview)
+    _print_checks(config, encoder, weights=not config.debug.preview, training=True)
     return prepared
 
 
@@ -75,10 +75,10 @@ def prepare_scoring(config: Config, selection: Selection, output: Run) -> Prepar
         overlap=selection.overlap,
     )
     preview.write_samples(output, prepared)
-    _print_checks(config, encoder, weights=True)
+    _print_checks(config, encoder, weights=True, training=False)
     return prepared
 
 
-def _print_checks(config: Config, encoder: RowEncoder, *, weights: bool) -> None:
+def _print_checks(config: Config, encoder: RowEncoder, *, weights: bool, training: bool) -> None:
     folder = loading.local_folder(config.model, weights=weights)
-    preflight.print_checks(preflight.run_checks(config, encoder, folder))
+    preflight.print_checks(preflight.run_checks(config, encoder, folder, training=training))

@@ -20,6 +20,11 @@ from lmsys_unsloth.config.schema import (
 TRAINED_HEADS = ("lm_trained", "linear")
 """Kinds of heads with weights of their own."""
 
+GGUF_REMEDY = (
+    "it holds GGUF files, a format of llama.cpp that bitsandbytes does not read; name a folder with the "
+    "safetensors files that they were made from"
+)
+
 
 def contradictions(valid: Mapping[str, Any]) -> list[str]:
     """Problems within and between sections, one line each.
@@ -46,11 +51,14 @@ def contradictions(valid: Mapping[str, Any]) -> list[str]:
             f"data.path = None: data={data.name} needs data.path=FILE "
             "(CSV, CSV.gz, Parquet, JSONL or hf:owner/name)"
         )
-    if model and not (model.path or model.package or model.repo):
+    if model and model.name == "auto":
+        problems.append("model.path = None: model=auto needs model.path=DIR, a folder in Hugging Face format")
+    elif model and not (model.path or model.package or model.repo):
         problems.append("model.path, model.package, model.repo: all null; one must say where the weights are")
     if model and model.path is not None and not Path(model.path, "config.json").is_file():
         problems.append(
             f"model.path = {model.path!r}: must be a folder with a config.json (Hugging Face format)"
+            + (f"; {GGUF_REMEDY}" if _holds_gguf(Path(model.path)) else "")
         )
     if lora and model and lora.kind == "full" and model.load_in_4bit:
         problems.append(
@@ -63,6 +71,10 @@ def contradictions(valid: Mapping[str, Any]) -> list[str]:
             "set both or none"
         )
     return problems + _head_problems(valid.get("head"), data, train, valid.get("eval"))
+
+
+def _holds_gguf(path: Path) -> bool:
+    return path.suffix == ".gguf" or any(path.glob("*.gguf"))
 
 
 def _head_problems(

@@ -105,6 +105,9 @@ class Run:
         truncation = (loaded.get("prompt") or {}).get("truncation") or {}
         if truncation.get("share") == "longer_first":  # key of earlier versions; now the only behaviour
             del truncation["share"]
+        if isinstance(model := loaded.get("model"), dict):
+            model.pop("architecture", None)  # key of earlier versions; the model's config.json says it
+            model.setdefault("licence", "not recorded")
         return loaded
 
     def describe(self, config: Config, command: str) -> None:

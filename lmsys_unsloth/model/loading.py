@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import nn
 
+from lmsys_unsloth.config.checks import GGUF_REMEDY
 from lmsys_unsloth.config.schema import ModelConfig, TrainConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import memory, smollm2
-from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, compute_dtype
+from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, causal_lm, compute_dtype
+from lmsys_unsloth.model.families.known import family_of
+from lmsys_unsloth.model.families.model_folder import model_settings, require_supported
+from lmsys_unsloth.model.families.other import OtherDecoder, check_own_logits
 from lmsys_unsloth.model.layers.kernels import Kernels
 from lmsys_unsloth.model.unsloth_import import import_unsloth, output_to_log
 
@@ -38,6 +42,8 @@ def local_folder(config: ModelConfig, *, weights: bool) -> Path:
     else:
         folder = _download(config, _WEIGHT_FILES if weights else _TOKENIZER_FILES)
     if weights and not list(folder.glob("*.safetensors")):
+        if any(folder.glob("*.gguf")):
+            raise UserError(f"{folder}: {GGUF_REMEDY}")
         raise UserError(
             f"{folder}: holds no *.safetensors file; other weight formats can carry code and are not read.\n"
             "  Convert the model with save_pretrained (transformers writes safetensors)."
@@ -74,9 +80,14 @@ def _download(config: ModelConfig, patterns: list[str]) -> Path:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load the model's own tokenizer, unchanged."""
+    """Load the model's own tokenizer, unchanged.
+
+    Raises:
+        UserError: as :func:`local_folder`, or the model can't be used with any tokenizer.
+    """
     folder = local_folder(config, weights=False)  # before the slow import, as it may fail
     import_unsloth()
+    require_supported(model_settings(folder), config.name)
     from transformers import AutoTokenizer
 
     return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
@@ -86,18 +97,22 @@ def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Modu
     """Load the base model through unsloth, to be trained as ``train`` says, or only scored if that is None.
 
     Raises:
-        UserError: as :func:`local_folder`.
+        UserError: as :func:`local_folder`, or a model of an unknown family computes its logits otherwise.
     """
     folder = local_folder(config, weights=True)
+    settings = model_settings(folder)
     unsloth = import_unsloth()
     log.info("loading %s (%s)", config.name, "4-bit" if config.load_in_4bit else config.dtype)
     options: dict[str, Any] = {}
-    if config.architecture == "gemma2" and not torch.cuda.is_available():
+    if settings.get("attn_logit_softcapping") and not torch.cuda.is_available():
         options["attn_implementation"] = "eager"  # SDPA can't cap attention logits
     with output_to_log():
         model, _ = unsloth.FastLanguageModel.from_pretrained(
             str(folder),
-            max_seq_length=config.max_seq_length,
+            # Beyond the model's own positions unsloth would rescale its rotary embedding.
+            max_seq_length=min(
+                config.max_seq_length, settings.get("max_position_embeddings") or config.max_seq_length
+            ),
             dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
             load_in_4bit=config.load_in_4bit,
             use_gradient_checkpointing=unsloth_checkpointing(train),
@@ -107,6 +122,8 @@ def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Modu
         )
     if config.load_in_4bit and make_resident(model, config.resident):
         log.info("4-bit weights dequantised once, to %s", compute_dtype(model))
+    if family_of(settings) is None:
+        check_own_logits(model, folder)
     return cast(nn.Module, model)
 
 
@@ -139,10 +156,19 @@ def unsloth_checkpointing(train: TrainConfig | None) -> str | bool:
     return "unsloth" if train is not None and not train.fast and train.checkpoint == "all" else False
 
 
+def is_known(model: nn.Module) -> bool:
+    """Whether the fast decoder computes the model's family."""
+    return family_of(cast(Any, causal_lm(model)).config.to_dict()) is not None
+
+
 def make_decoder(model: nn.Module, *, fast: bool) -> Decoder:
-    """Return the fast decoder, with unsloth's kernels where there is a GPU, or the reference decoder."""
+    """Return the fast decoder, with unsloth's kernels where there is a GPU, or the reference decoder.
+
+    Raises:
+        ValueError: the fast decoder is asked for, but does not know the model's family.
+    """
     if not fast:
-        return ReferenceDecoder(model)
+        return ReferenceDecoder(model) if is_known(model) else OtherDecoder(model)
     if not torch.cuda.is_available():
         return FastDecoder(model)
     import_unsloth()

@@ -59,6 +59,12 @@ def choose_decoder(
     reference = loading.make_decoder(model, fast=False)
     if not fast or not rows:
         return reference
+    if not loading.is_known(model):
+        log.warning(
+            "train.fast is not used: the fast decoder does not know models of type %s; the model's own "
+            "forward pass is used", cast(Any, causal_lm(model)).config.model_type,
+        )  # fmt: skip
+        return reference
     was_training = model.training
     model.eval()
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,13 +29,19 @@ if TYPE_CHECKING:
 _ADAPTERS, _FULL_WEIGHTS = "adapter_model.safetensors", "weights.safetensors"
 """Names of adapters, as PEFT calls them, and of fully trained weights in a run's ``adapter`` folder."""
 
+LAYER = re.compile(r"\.(\d+)\.")
+"""Finds the index of the layer in the name of a parameter, whatever the model's class calls its layers."""
+
 
 def make_trainable(model: nn.Module, config: LoraConfig, train: TrainConfig, *, seed: int) -> nn.Module:
     """Add new LoRA adapters, or for ``lora.kind=full`` make the linear layers themselves trainable.
 
     Raises:
-        UserError: ``lora.first_layer`` is above the model's last layer.
+        UserError: ``lora.first_layer`` is above the model's last layer, or ``lora.target_modules`` names
+            linear layers that the model does not have.
     """
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer
+
     depth = cast(Any, model).config.num_hidden_layers
     if config.first_layer >= depth:
         raise UserError(
@@ -42,6 +49,13 @@ def make_trainable(model: nn.Module, config: LoraConfig, train: TrainConfig, *, 
             "so nothing would be trained.\n"
             f"  Choose 0 to {depth - 1}."
         )
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if LAYER.search(name) and isinstance(module, (nn.Linear, Conv1D))
+    }
+    if missing := set(_targets(model, config)) - names:
+        raise UserError(missing_layers(missing, names))
     if config.kind == "full":
         return _train_all_weights(model, config)
     return cast(nn.Module, _add_adapters(model, config, train, seed))
@@ -54,10 +68,12 @@ def _train_all_weights(model: nn.Module, config: LoraConfig) -> nn.Module:
     """
     model.requires_grad_(False)
     targets = _targets(model, config)
-    for layer in cast(Any, model).model.layers[config.first_layer :]:
-        for name, module in layer.named_modules():
-            if name.rpartition(".")[2] in targets:
-                module.weight = nn.Parameter(module.weight.detach().float())
+    for name, module in model.named_modules():
+        layer = LAYER.search(name)
+        if layer is None or int(layer[1]) < config.first_layer:
+            continue
+        if name.rpartition(".")[2] in targets:
+            module.weight = nn.Parameter(cast(Tensor, module.weight).detach().float())
     return model
 
 
@@ -65,6 +81,14 @@ def _targets(model: nn.Module, config: LoraConfig) -> list[str]:
     """Names of the target linear layers in the model's own terms."""
     family = known.family_of({"model_type": cast(Any, model).config.model_type})
     return list(config.target_modules) if family is None else family.adapted(config.target_modules)
+
+
+def missing_layers(missing: Collection[str], names: Collection[str]) -> str:
+    """Message that ``lora.target_modules`` holds the ``missing`` ones, but the model's are ``names``."""
+    return (
+        f"lora.target_modules: the model has no linear layers {', '.join(sorted(missing))}; set "
+        f"lora.target_modules=[{','.join(sorted(names))}], which are all that it has, or some of them"
+    )
 
 
 def _add_adapters(model: nn.Module, config: LoraConfig, train: TrainConfig, seed: int) -> PeftModel:
@@ -140,7 +164,7 @@ def save_adapters(model: nn.Module, folder: Path, config: ModelConfig) -> None:
     with replacing_folder(folder) as work:
         answer_head(model).save(work)
         if not hasattr(model, "peft_config"):
-            layers = {name: w for name, w in trained_parameters(model).items() if ".layers." in name}
+            layers = {name: w for name, w in trained_parameters(model).items() if LAYER.search(name)}
             save_weights(layers, work / _FULL_WEIGHTS, compute_dtype(model))
             return
         adapted = cast(Any, model)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import nn
 
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+from lmsys_unsloth.model.trained_weights import LAYER
 
 
 def parameter_groups(
@@ -29,11 +28,11 @@ def parameter_groups(
         Groups with ``params``, ``lr`` and ``weight_decay``; the first is the one with the full rate.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    layers = [int(found[1]) for name, _ in trained if (found := _LAYER.search(name))]
+    layers = [int(found[1]) for name, _ in trained if (found := LAYER.search(name))]
     top = max(layers, default=0)
     by_rate: dict[float, list[nn.Parameter]] = {}
     for name, parameter in trained:
-        rate, layer = learning_rate, _LAYER.search(name)
+        rate, layer = learning_rate, LAYER.search(name)
         if layer is not None:
             rate *= layer_decay ** (top - int(layer[1]))
         elif head_learning_rate is not None:

@@ -39,6 +39,7 @@ def test_sections_that_are_invalid_on_their_own_are_not_compared() -> None:
         (["fold=5"], "fold = 5: data.folds = 5, so the folds are 0 to 4"),
         (["data=lmsys"], "data.path = None: data=lmsys needs data.path=FILE"),
         (["model.package=null", "model.repo=null"], "all null; one must say where the weights are"),
+        (["model=auto"], "model.path = None: model=auto needs model.path=DIR"),
         (["model.path=no_such_folder"], "must be a folder with a config.json"),
         (["prompt.reply=Best"], "prompt.reply = 'Best': has a meaning only with prompt.chat=true"),
         (["head=linear", "train.loss=vocabulary"], "set train.loss=answers or head.kind=lm"),
@@ -65,6 +66,22 @@ def test_a_model_folder_needs_a_config_json(tmp_path: Path) -> None:
         config(f"model.path={tmp_path}")
     (tmp_path / "config.json").touch()
     assert config(f"model.path={tmp_path}").model.path == str(tmp_path)
+
+
+def test_a_model_of_any_kind_is_named_after_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "pythia-1b").mkdir()
+    (tmp_path / "pythia-1b" / "config.json").touch()
+    made = config("model=auto", f"model.path={tmp_path / 'pythia-1b'}/")
+    assert (made.model.name, made.model.repo) == ("pythia-1b", None)
+    assert parse_config(made.model_dump(mode="json")) == made
+    assert config("model=auto", f"model.path={made.model.path}", "model.name=mine").model.name == "mine"
+
+
+def test_gguf_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model-Q4_K_M.gguf").touch()
+    for path in (tmp_path, tmp_path / "model-Q4_K_M.gguf"):
+        with pytest.raises(UserError, match=r"GGUF files, a format of llama\.cpp that bitsandbytes does"):
+            config(f"model.path={path}")
 
 
 def test_all_contradictions_of_a_template_are_listed() -> None:

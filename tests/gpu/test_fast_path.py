@@ -39,7 +39,7 @@ LORA = lora_config(r=16, alpha=32.0)
 def random_model(architecture: Architecture, folder: Path, width: int = 512, **changes: Any) -> ModelConfig:
     save_random_model(architecture, folder, width=width, layers=3)
     save_word_tokenizer(folder, 49152)
-    settings = {"architecture": architecture, "load_in_4bit": True, "resident": "4bit", "dtype": "auto"}
+    settings = {"load_in_4bit": True, "resident": "4bit", "dtype": "auto"}
     return model_config(folder, **{**settings, "max_seq_length": 2048, **changes})
 
 

@@ -128,9 +128,7 @@ def test_models_loaded_in_4_bits_agree_with_their_own_forward_pass(
     """Llama and Gemma 2 are tested in test_loading.py; here unsloth loads the others, and adds adapters."""
     family_model(variant, max_position_embeddings=4096).save_pretrained(tmp_path)
     save_word_tokenizer(tmp_path, VOCABULARY)
-    config = model_config(
-        tmp_path, architecture=VARIANTS[variant][0], load_in_4bit=True, resident=resident, dtype="float32"
-    )
+    config = model_config(tmp_path, load_in_4bit=True, resident=resident, dtype="float32")
     base = loading.load_model(config, train_config())
     model = trained_weights.make_trainable(base, lora_config(), train_config(), seed=0)
     adapted = {n.split(".lora_A")[0].rpartition(".")[2] for n, _ in model.named_parameters() if "lora_A" in n}

