@@ -134,7 +134,8 @@ def test_contradictory_settings_are_errors(
 
 
 def test_rows_with_their_answers_must_fit_the_models_window(tmp_path: Path) -> None:
-    tensors, window = ["model.embed_tokens.weight"], GEMMA2 | {"max_position_embeddings": 3072}
+    window = GEMMA2 | {"max_position_embeddings": 3072}
+    tensors = weights(window)
     fits = ["model=gemma2", "model.max_seq_length=3072"]  # prompt.max_tokens = 3072
     assert results(tmp_path, window, tensors, *fits)["context"].verdict == "ok"
     with_eos = results(tmp_path, window, tensors, *fits, "train.loss=answer_eos")["context"]
