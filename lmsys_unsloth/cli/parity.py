@@ -45,7 +45,7 @@ def check_parity(config: Config, members: Sequence[Member], output: Run) -> bool
         raise UserError("debug.parity = True: compares the forward passes of one model; name one run=RUN.")
     rows = load_rows(config.data, output)[:CANDIDATES]
     prepared = prepare_scoring(config, Selection(rows, np.full(len(rows), NO_FOLD), None), output)
-    # 4-bit weights are kept first and dequantised within the comparison, whatever model.resident says.
+    # 4-bit weights are dequantised within the comparison, so that it has both.
     model = loading.load_model(config.model.model_copy(update={"resident": "4bit"}))
     adapter = members[0].run.adapter if members else None
     if adapter is not None:
@@ -97,8 +97,9 @@ def _print_table(title: str, passes: Sequence[ForwardPass]) -> None:
         if each.note:
             console.print(f"  {each.name}: {each.verdict}, {each.note}", markup=False)
     console.print(
-        "probability, states: largest difference of a probability, and largest relative distance of a hidden "
-        f"state,\nfrom the first line; ok: a distance of at most {FACTOR:g} times that of the second line",
+        "probability, states: largest difference of a probability, and largest relative\n"
+        "distance of a hidden state, from the first line. ok: a distance of states of at\n"
+        f"most {FACTOR:g} times that of the second line.",
         markup=False,
     )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from lmsys_unsloth.model.parity import FACTOR, perturbed, relative_distance
 from lmsys_unsloth.prompting.encoding import EncodedRow
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ROWS = 8
 """Number of compared rows."""
@@ -53,7 +56,7 @@ class ForwardPass:
     state_distance: float | None = None
     """Largest relative distance, ``|a - b| / |b|``, of a hidden state that the answer head reads."""
     seconds: float | None = None
-    """Time for all rows, after one warm-up."""
+    """Time for all rows, after a warm-up."""
     peak_memory_gb: float | None = None
     """Peak memory of the GPU, weights included, in 10⁹ bytes; None without a GPU."""
 
@@ -73,40 +76,51 @@ def choose_by_length(rows: Sequence[EncodedRow], count: int = ROWS) -> list[Enco
 def compare_forward_passes(model: nn.Module, rows: Sequence[EncodedRow], config: Config) -> list[ForwardPass]:
     """Compute ``rows`` by each forward pass and compare it with the first, the model's own row by row.
 
-    An error in one pass does not keep the others from being compared. The second line is the reference with
-    states :func:`~lmsys_unsloth.model.parity.perturbed` as rounding would perturb them; others are judged
-    ``ok`` within :data:`~lmsys_unsloth.model.parity.FACTOR` times its distance.
+    An error in one pass does not keep the others from being compared. The second is the first with states
+    :func:`~lmsys_unsloth.model.parity.perturbed` as rounding would perturb them; others are judged ``ok``
+    within :data:`~lmsys_unsloth.model.parity.FACTOR` times its distance. 4-bit weights are kept for two
+    passes, and for all others dequantised once if memory allows.
 
     unsloth compiles some models' own forward pass, for minutes where row lengths differ; here it is not
     compiled.
 
     Args:
-        model: with its answer head, weights in 4 bits if it was loaded so. It can't be used afterwards:
-            its weights are dequantised and converted to float32 where memory allows.
+        model: with its answer head, and with weights kept in 4 bits if it was loaded so. It can't be used
+            afterwards: its weights are dequantised and converted to float32 where memory allows.
         rows: encoded rows.
         config: configuration of the run.
     """
-    compared = _Comparison(model, rows, tokens_per_batch(config.eval))
-    one_by_one, together = compared.one_by_one, compared.together
-    compared.add("ordinary, row by row", one_by_one)
-    compared.add("the same, perturbed by rounding", one_by_one, context=perturbed)
-    compared.add("ordinary, padded", together)
-    compared.add("fast, packed", together, fast=True)
-    compared.add("fast, row by row", one_by_one, fast=True)
+    model.eval()
+    one_by_one: list[MicroBatch] = [(row,) for row in range(len(rows))]
+    together = by_length([len(row.input_ids) for row in rows], tokens_per_batch(config.eval))
+    compute = functools.partial(_compute, model, rows)
+    kept, dequantised = [], None
     if _is_quantised(model):
-
-        def dequantise() -> None:
-            _dequantise(model, always=config.model.resident == "bf16")
-
-        compared.add("ordinary, 4-bit weights dequantised once", one_by_one, prepare=dequantise)
-        compared.add("fast, 4-bit weights dequantised once", together, fast=True, prepare=dequantise)
+        kept = [
+            compute("ordinary, padded, 4-bit kept", together),
+            compute("fast, packed, 4-bit kept", together, fast=True),
+        ]
+        dequantised = _attempt("4-bit, dequantised once", lambda: _dequantise(model, config.model.resident))
+    reference = compute("ordinary, row by row", one_by_one)
+    rounding = compute("perturbed by rounding", one_by_one, context=perturbed)
+    others = [
+        compute("ordinary, padded", together),
+        compute("fast, packed", together, fast=True),
+        compute("fast, row by row", one_by_one, fast=True),
+        *kept,
+    ]
+    if isinstance(dequantised, ForwardPass):  # it was skipped, or failed
+        others.append(dequantised)
     if compute_dtype(model) != torch.float32:
-        compared.add("ordinary, float32", one_by_one, prepare=lambda: _convert_to_float32(model))
-    return compared.passes
+        convert = functools.partial(_convert_to_float32, model)
+        others.append(compute("ordinary, float32", one_by_one, prepare=convert))
+    first, second, *lines = [_numbers(found, reference) for found in (reference, rounding, *others)]
+    return [first, second, *(_judge(line, second.state_distance) for line in lines)]
 
 
 @dataclass(frozen=True)
 class _Result:
+    name: str
     probabilities: Tensor
     """float32 ``[rows, 3]``, on the CPU."""
     states: Tensor
@@ -114,9 +128,17 @@ class _Result:
     seconds: float
     peak_memory_gb: float | None
 
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.probabilities.isfinite().all() and self.states.isfinite().all())
 
-class _Skipped(Exception):
-    """A forward pass is left out; the text says why."""
+
+class _LeftOut(Exception):
+    """A forward pass is refused or skipped."""
+
+    def __init__(self, verdict: Verdict, note: str) -> None:
+        super().__init__(note)
+        self.verdict, self.note = verdict, note
 
 
 class _Recorder:
@@ -134,118 +156,122 @@ class _Recorder:
         return self.states[-1]
 
 
-class _Comparison:
-    """Computes forward passes one after the other; the first two become what others are judged by."""
+def _compute(
+    model: nn.Module,
+    rows: Sequence[EncodedRow],
+    name: str,
+    batches: Sequence[MicroBatch],
+    *,
+    fast: bool = False,
+    context: Callable[[nn.Module], contextlib.AbstractContextManager[None]] | None = None,
+    prepare: Callable[[], None] = lambda: None,
+) -> _Result | ForwardPass:
+    """Compute a forward pass, after ``prepare`` and within ``context``; a line that says so if it fails."""
 
-    def __init__(self, model: nn.Module, rows: Sequence[EncodedRow], tokens: int) -> None:
-        self.model, self.rows = model.eval(), rows
-        self.one_by_one: list[MicroBatch] = [(row,) for row in range(len(rows))]
-        self.together = by_length([len(row.input_ids) for row in rows], tokens)
-        self.passes: list[ForwardPass] = []
-        self.reference: _Result | None = None
-        self.explained: float | None = None
-        """Distance of states that rounding explains."""
-
-    def add(
-        self,
-        name: str,
-        batches: Sequence[MicroBatch],
-        *,
-        fast: bool = False,
-        context: Callable[[nn.Module], contextlib.AbstractContextManager[None]] | None = None,
-        prepare: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Compute and judge a forward pass; ``prepare`` is called first, ``context`` is open during it."""
-        log.info("computing: %s", name)
+    def run() -> _Result:
+        prepare()
         try:
-            prepare()
-            try:
-                decoder = loading.make_decoder(self.model, fast=fast)
-            except ValueError as error:
-                self.passes.append(ForwardPass(name, "refused", _first_line(str(error))))
-                return
-            with (
-                context(self.model) if context else contextlib.nullcontext(),
-                contextlib.nullcontext() if fast else torch.compiler.set_stance("force_eager"),
-            ):
-                result = self._measure(decoder, batches)
-            judged = self._judge(name, result)
-        except _Skipped as reason:
-            judged = ForwardPass(name, "skipped", str(reason))
-        except Exception as error:
-            log.warning("%s failed", name, exc_info=True)
-            judged = ForwardPass(name, "failed", _describe(error))
-        self.passes.append(judged)
+            decoder = loading.make_decoder(model, fast=fast)
+        except ValueError as error:
+            raise _LeftOut("refused", _first_line(str(error))) from None
+        with (
+            context(model) if context else contextlib.nullcontext(),
+            contextlib.nullcontext() if fast else torch.compiler.set_stance("force_eager"),
+        ):
+            return _measure(name, decoder, rows, batches)
 
-    @torch.no_grad()
-    def _measure(self, decoder: Decoder, batches: Sequence[MicroBatch]) -> _Result:
-        """Compute all rows twice and return the second results."""
-        self._compute(decoder, batches)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        started = time.perf_counter()
-        probabilities, states = self._compute(decoder, batches)
-        seconds = time.perf_counter() - started
-        peak = memory.peak_gb() if torch.cuda.is_available() else None
-        return _Result(probabilities, states, seconds, peak)
+    return _attempt(name, run)
 
-    def _compute(self, decoder: Decoder, batches: Sequence[MicroBatch]) -> tuple[Tensor, Tensor]:
-        """Probabilities and states of :class:`_Result`; answers of several tokens read several positions."""
-        head, device = answer_head(self.model), next(self.model.parameters()).device
-        probabilities, states = [], []
-        for chosen in batches:
-            ids = [self.rows[row].input_ids for row in chosen]
-            recorder = _Recorder(decoder)
-            logits = head.logits(recorder, collate(ids, [target(None, None)] * len(ids)).to(device))
-            probabilities.append(outcome_probabilities(logits).float().cpu())
-            states.append(torch.cat(recorder.states, dim=1).float().cpu())
-        order = np.argsort([row for chosen in batches for row in chosen])
-        return torch.cat(probabilities)[order], torch.cat(states)[order]
 
-    def _judge(self, name: str, result: _Result) -> ForwardPass:
-        """Compare with the reference; the first two passes become what others are judged by."""
-        number, cost = len(self.passes), (result.seconds, result.peak_memory_gb)
-        finite = bool(result.probabilities.isfinite().all() and result.states.isfinite().all())
-        if not finite:
-            note = "results are not finite"
-            return ForwardPass(name, "failed" if number < 2 else "bad", note, None, None, *cost)
-        if number == 0:
-            self.reference = result
-            return ForwardPass(name, "reference", "", 0.0, 0.0, *cost)
-        if self.reference is None:
-            return ForwardPass(name, "unknown", "the reference failed", None, None, *cost)
-        difference = float((result.probabilities - self.reference.probabilities).abs().max())
-        distance = relative_distance(result.states, self.reference.states)
-        found = (difference, distance, *cost)
-        if number == 1:
-            self.explained = distance
-            return ForwardPass(name, "reference", "", *found)
-        if self.explained is None:
-            return ForwardPass(name, "unknown", "no distance that rounding explains", *found)
-        if distance <= FACTOR * self.explained:
-            return ForwardPass(name, "ok", "", *found)
-        times = distance / self.explained if self.explained else math.inf
-        return ForwardPass(name, "bad", f"{times:,.1f} times what rounding explains", *found)
+def _attempt(name: str, function: Callable[[], T]) -> T | ForwardPass:
+    """Return ``function()``, or a line that says why there is no result."""
+    log.info("computing: %s", name)
+    try:
+        return function()
+    except _LeftOut as reason:
+        return ForwardPass(name, reason.verdict, reason.note)
+    except Exception as error:
+        log.warning("%s failed", name, exc_info=True)
+        return ForwardPass(name, "failed", _describe(error))
+
+
+@torch.no_grad()
+def _measure(
+    name: str, decoder: Decoder, rows: Sequence[EncodedRow], batches: Sequence[MicroBatch]
+) -> _Result:
+    """Compute all rows after a warm-up, which on a CPU, where nothing is compiled, is the shortest row."""
+    on_gpu = torch.cuda.is_available()
+    shortest = min(range(len(rows)), key=lambda row: len(rows[row].input_ids))
+    _outputs(decoder, rows, batches if on_gpu else [(shortest,)])
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    probabilities, states = _outputs(decoder, rows, batches)
+    seconds = time.perf_counter() - started
+    return _Result(name, probabilities, states, seconds, memory.peak_gb() if on_gpu else None)
+
+
+def _outputs(
+    decoder: Decoder, rows: Sequence[EncodedRow], batches: Sequence[MicroBatch]
+) -> tuple[Tensor, Tensor]:
+    """Probabilities and states of :class:`_Result`; answers of several tokens read several positions."""
+    head, device = answer_head(decoder.model), next(decoder.model.parameters()).device
+    probabilities, states = [], []
+    for chosen in batches:
+        ids = [rows[row].input_ids for row in chosen]
+        recorder = _Recorder(decoder)
+        logits = head.logits(recorder, collate(ids, [target(None, None)] * len(ids)).to(device))
+        probabilities.append(outcome_probabilities(logits).float().cpu())
+        states.append(torch.cat(recorder.states, dim=1).float().cpu())
+    order = np.argsort([row for chosen in batches for row in chosen])
+    return torch.cat(probabilities)[order], torch.cat(states)[order]
+
+
+def _numbers(found: _Result | ForwardPass, reference: _Result | ForwardPass) -> ForwardPass:
+    """Compare a result with the reference; what is a line already stays as it is."""
+    if isinstance(found, ForwardPass):
+        return found
+    line = ForwardPass(found.name, "reference", seconds=found.seconds, peak_memory_gb=found.peak_memory_gb)
+    if not found.is_finite:
+        return replace(line, verdict="failed", note="results are not finite")
+    if isinstance(reference, ForwardPass) or not reference.is_finite:
+        return replace(line, verdict="unknown", note="the first line failed")
+    return replace(
+        line,
+        probability_difference=float((found.probabilities - reference.probabilities).abs().max()),
+        state_distance=relative_distance(found.states, reference.states),
+    )
+
+
+def _judge(line: ForwardPass, explained: float | None) -> ForwardPass:
+    """Set the verdict of a line with numbers, given the distance of states that rounding explains."""
+    if line.state_distance is None:
+        return line
+    if explained is None:
+        return replace(line, verdict="unknown", note="the second line failed")
+    if line.state_distance <= FACTOR * explained:
+        return replace(line, verdict="ok")
+    times = line.state_distance / explained if explained else math.inf
+    return replace(line, verdict="bad", note=f"{times:,.1f} times what rounding explains")
 
 
 def _is_quantised(model: nn.Module) -> bool:
     return any(getattr(weight, "quant_state", None) is not None for weight in model.parameters())
 
 
-def _dequantise(model: nn.Module, *, always: bool) -> None:
-    """Dequantise 4-bit weights in place, unless ``always`` only if ``model.resident=auto`` would."""
+def _dequantise(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -> None:
+    """Dequantise 4-bit weights in place; only if ``model.resident=auto`` would, unless it is ``bf16``."""
+    loading.make_resident(model, "bf16" if resident == "bf16" else "auto")
     if _is_quantised(model):
-        loading.make_resident(model, "bf16" if always else "auto")
-    if _is_quantised(model):
-        raise _Skipped("model.resident=auto keeps 4 bits with this free memory")
+        raise _LeftOut("skipped", "all lines keep 4 bits, as model.resident=auto does with this free memory")
 
 
 def _convert_to_float32(model: nn.Module) -> None:
     if _is_quantised(model):
-        raise _Skipped("the weights are kept in 4 bits")
+        raise _LeftOut("skipped", "the weights are kept in 4 bits")
     more = sum(weight.numel() * (4 - weight.itemsize) for weight in model.parameters())
     if more > FLOAT32_SHARE * memory.free_bytes():
-        raise _Skipped(f"float32 weights need {more / 1e9:.1f} GB more")
+        raise _LeftOut("skipped", f"float32 weights need {more / 1e9:.1f} GB more")
     nn.Module.float(model)  # the method of transformers refuses models that were quantised
     causal_lm(model).config.dtype = torch.float32  # type: ignore[union-attr]
 

@@ -197,13 +197,15 @@ def perturbed(model: nn.Module) -> Iterator[None]:
     """Multiply states by ``1 + u`` within the block, ``u`` uniform within plus and minus the machine epsilon.
 
     Rounding to the nearest number is half as large at most, and happens after every operation. So the
-    embeddings are perturbed and, of every layer, the results of attention, of the MLP and of both together:
-    an error at the embeddings alone would be damped by all that later layers add, where rounding enters anew.
-    The weights and the state of PyTorch's random numbers do not change.
+    embeddings are perturbed and, of every layer, its result and, under their usual names, those of attention
+    and MLP: an error at the embeddings alone would be damped by all that later layers add, where rounding
+    enters anew. The weights and the state of PyTorch's random numbers do not change.
     """
-    decoder = cast(Any, causal_lm(model).model)
-    epsilon = torch.finfo(compute_dtype(model)).eps
-    generator = torch.Generator(decoder.embed_tokens.weight.device).manual_seed(0)
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    base = cast(Any, causal_lm(model))
+    embeddings, epsilon = base.get_input_embeddings(), torch.finfo(compute_dtype(model)).eps
+    generator = torch.Generator(embeddings.weight.device).manual_seed(0)
 
     def perturb(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         states, *others = output if isinstance(output, tuple) else (output,)
@@ -211,8 +213,10 @@ def perturbed(model: nn.Module) -> Iterator[None]:
         states = (states.float() * (1 + u)).to(states.dtype)
         return (states, *others) if isinstance(output, tuple) else states
 
-    parts = (part for layer in decoder.layers for part in (layer.self_attn, layer.mlp, layer))
-    hooks = [part.register_forward_hook(perturb) for part in (decoder.embed_tokens, *parts)]
+    layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
+    inner = [getattr(layer, name, None) for layer in layers for name in ("self_attn", "mlp")]
+    parts = [embeddings, *layers, *(part for part in inner if part is not None)]
+    hooks = [part.register_forward_hook(perturb) for part in parts]
     try:
         yield
     finally:

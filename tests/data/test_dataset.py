@@ -224,7 +224,7 @@ def test_the_cache_gives_the_same_and_never_the_old(tmp_path: Path, monkeypatch:
 
 def test_a_part_of_a_fold_for_trying_out() -> None:
     fold = dataset.load_fold(config(rows=100), 0)
-    settings = {"name": None, "preview": False, "evaluate_on_train": False}
+    settings = {"name": None, "preview": False, "parity": False, "evaluate_on_train": False}
     debug = DebugConfig(train_rows=10, validation_rows=5, **settings)  # type: ignore[arg-type]
     part = dataset.limit_rows(fold, debug, seed=0)
     assert (len(part.train), len(part.validation), len(part.groups)) == (10, 5, 5)

@@ -25,8 +25,11 @@ from torch import nn
 from training_cases import rows
 
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.model import attention, layers, loading
+from lmsys_unsloth.model import attention, decoder, loading
 from lmsys_unsloth.model.decoder import FastDecoder, ReferenceDecoder, causal_lm
+from lmsys_unsloth.model.layers import projections
+from lmsys_unsloth.model.layers.linear import linear
+from lmsys_unsloth.model.layers.rope import rope_table
 from lmsys_unsloth.model.packing import PackedRows
 from lmsys_unsloth.model.parity import LONG, FallbackDecoder, choose_decoder, random_updates
 
@@ -92,11 +95,8 @@ def test_a_correct_fast_decoder_is_used_with_margin(
     assert all(2 * distance < limit for distance, limit in found), found
 
 
-LINEAR = layers.linear
-
-
 def values_without_adapters(module: Any, x: torch.Tensor) -> torch.Tensor:
-    return LINEAR(module.base_layer if module.out_features == 32 else module, x)  # keys and values
+    return linear(module.base_layer if module.out_features == 32 else module, x)  # keys and values
 
 
 def without_gradients_of_a(module: Any, x: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,7 @@ def without_gradients_of_a(module: Any, x: torch.Tensor) -> torch.Tensor:
     weights = [a.weight for a in module.lora_A.values()]
     for weight in weights:
         weight.requires_grad_(False)
-    out = LINEAR(module, x)
+    out = linear(module, x)
     for weight in weights:
         weight.requires_grad_(True)
     return out
@@ -144,14 +144,16 @@ def test_mistakes_are_found(
     architecture: Architecture, dtype: torch.dtype, mistake: str, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    ordinary, table = attention.choose_attention, layers.rope_table
+    ordinary = attention.choose_attention
     if mistake == "as one row":
         monkeypatch.setattr(attention, "choose_attention", lambda *a: as_one_row(ordinary(*a)))
     elif mistake == "no positions":
-        monkeypatch.setattr(layers, "rope_table", lambda config, at, kind: table(config, 0 * at, kind))
+        monkeypatch.setattr(decoder, "rope_table", lambda f, factor, at, d: rope_table(f, factor, 0 * at, d))
     else:
         wrong = values_without_adapters if mistake == "adapters" else without_gradients_of_a
-        monkeypatch.setattr(layers, "linear", wrong)
+        for module in (decoder, projections):
+            monkeypatch.setattr(module, "linear", wrong)
+            monkeypatch.setattr(module, "linears", lambda parts, x: tuple(wrong(part, x) for part in parts))
     assert not is_used(fresh(architecture, dtype), [5, 9, 20, 40])
     assert "disagrees" in caplog.text and distances(caplog.text)
 
@@ -210,7 +212,7 @@ def test_the_check_leaves_no_trace(fails: bool, monkeypatch: pytest.MonkeyPatch)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     random, hooks = torch.get_rng_state(), len(list(_hooks(model)))
     if fails:
-        monkeypatch.setattr(layers, "gated_mlp", lambda *_: torch.zeros(()).item() / 0)
+        monkeypatch.setattr(decoder, "gated_mlp", lambda *_: torch.zeros(()).item() / 0)
     assert is_used(model, [5, 9, 20]) is not fails
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) and parameter.grad is None, name
