@@ -175,7 +175,7 @@ def test_four_bit_weights_are_compared_kept_and_dequantised(
 def quantised(architecture: Architecture, folder: Path, **changes: Any) -> Any:
     tiny_model(architecture).save_pretrained(folder)
     save_word_tokenizer(folder, VOCABULARY)
-    settings = {"architecture": architecture, "load_in_4bit": True, "resident": "4bit", **changes}
+    settings = {"load_in_4bit": True, "resident": "4bit", **changes}
     return model_config(folder, **settings)
 
 
