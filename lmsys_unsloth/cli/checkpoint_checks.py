@@ -14,6 +14,8 @@ from lmsys_unsloth.model.families.model_folder import Stored
 from lmsys_unsloth.model.trained_weights import LAYER, missing_layers
 
 _PROJECTION = re.compile(r"(?:^|\.)layers\.(\d+)\..*?(\w+)\.weight$")
+_ITEMSIZES = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4}
+"""Bytes of the dtypes in which bitsandbytes stores packed weights."""
 _SHOWN = 3
 """Number of differences that a message lists."""
 
@@ -47,9 +49,9 @@ def check_tensors(model: Mapping[str, Any], stored: Mapping[str, Stored]) -> Che
 
 def _difference(name: str, tensor: Stored, expected: tuple[int, ...]) -> list[str]:
     """The difference between a tensor's shape and the expected one in words, if there is one."""
-    if tensor.dtype == "U8":  # packed: two 4-bit weights in a byte
-        same = 2 * math.prod(tensor.shape) == math.prod(expected)
-        shape = f"{2 * math.prod(tensor.shape):,} 4-bit weights"
+    if tensor.shape[1:] == (1,):  # packed: two 4-bit weights in a byte
+        weights = 2 * math.prod(tensor.shape) * _ITEMSIZES.get(tensor.dtype, 1)
+        same, shape = weights == math.prod(expected), f"{weights:,} 4-bit weights"
     else:
         same, shape = tensor.shape == expected, f"{list(tensor.shape)}"
     return [] if same else [f"{name} has {shape}, config.json says {list(expected)}"]

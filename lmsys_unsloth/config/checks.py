@@ -51,7 +51,7 @@ def contradictions(valid: Mapping[str, Any]) -> list[str]:
             f"data.path = None: data={data.name} needs data.path=FILE "
             "(CSV, CSV.gz, Parquet, JSONL or hf:owner/name)"
         )
-    if model and model.name == "auto":
+    if model and model.name == "auto" and model.path is None:
         problems.append("model.path = None: model=auto needs model.path=DIR, a folder in Hugging Face format")
     elif model and not (model.path or model.package or model.repo):
         problems.append("model.path, model.package, model.repo: all null; one must say where the weights are")

@@ -56,6 +56,12 @@ def test_published_numbers_of_parameters(listed: dict[str, ListedModel]) -> None
         assert listed[name].parameters == pytest.approx(parameters, rel=1e-3)
 
 
+def test_the_document_lists_every_model_and_family(listed: dict[str, ListedModel]) -> None:
+    text = (REPOSITORY / "docs" / "models.md").read_text(encoding="utf-8")
+    families = {model.family for model in listed.values()}
+    assert not [name for name in (*NAMES, *families) if f"`{name}`" not in text]
+
+
 def test_training_needs_more_memory_than_scoring(listed: dict[str, ListedModel]) -> None:
     for model in listed.values():
         quantised = model.parameters * memory.NF4_BYTES

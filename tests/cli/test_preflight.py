@@ -162,6 +162,8 @@ def test_packed_4bit_weights_are_compared_by_their_number(tmp_path: Path) -> Non
     name = "model.layers.1.self_attn.q_proj.weight"
     packed = weights(LLAMA, **{name: np.zeros((64 * 64 // 2, 1), np.uint8)})
     assert results(tmp_path, LLAMA, packed)["tensors"].verdict == "ok"
+    in_halves = {name: np.zeros((64 * 64 // 4, 1), np.float16)}
+    assert results(tmp_path, LLAMA, packed | in_halves)["tensors"].verdict == "ok"
     check = results(tmp_path, LLAMA, packed | {name: np.zeros((64, 1), np.uint8)})["tensors"]
     assert f"{name} has 128 4-bit weights, config.json says [64, 64]" in check.value
 

@@ -74,6 +74,9 @@ def test_a_model_of_any_kind_is_named_after_its_folder(tmp_path: Path) -> None:
     made = config("model=auto", f"model.path={tmp_path / 'pythia-1b'}/")
     assert (made.model.name, made.model.repo) == ("pythia-1b", None)
     assert parse_config(made.model_dump(mode="json")) == made
+    (tmp_path / "pythia-1b").rename(tmp_path / "auto")
+    assert config("model=auto", f"model.path={tmp_path / 'auto'}").model.name == "auto"
+    (tmp_path / "auto").rename(tmp_path / "pythia-1b")
     assert config("model=auto", f"model.path={made.model.path}", "model.name=mine").model.name == "mine"
 
 

@@ -19,7 +19,7 @@ class Stored:
 
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors names it: ``BF16``, or ``U8`` for packed 4-bit weights."""
+    """As safetensors names it: ``BF16``, or ``U8`` for most packed 4-bit weights."""
 
 
 def model_settings(folder: Path) -> dict[str, Any]:
