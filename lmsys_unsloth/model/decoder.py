@@ -13,7 +13,7 @@ forward pass over padded rows (``train.fast=false``). The fast one leaves out:
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -61,10 +61,11 @@ def compute_dtype(model: nn.Module) -> torch.dtype:
 
 
 class ReferenceDecoder:
-    """The model's own forward pass over rows padded on the right.
+    """The model's own forward pass over rows padded on the right, for any causal model of transformers.
 
-    No attention mask is needed: attention is causal and the padding follows the answer slot, so no position
-    that is read attends to padding.
+    The classes name their parts differently, so these are found through ``base_model`` and their types. No
+    attention mask is needed: attention is causal and the padding follows the answer slot, so no position that
+    is read attends to padding.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -74,9 +75,9 @@ class ReferenceDecoder:
 
     def __call__(self, input_ids: Tensor, lengths: Sequence[int], last: int = 1) -> Tensor:
         padded = pad_sequence(list(torch.split(input_ids, list(lengths))), batch_first=True)
-        decoder = cast(Any, causal_lm(self.model).model)
+        decoder = cast(Any, causal_lm(self.model)).base_model
         if self.checkpointed:
-            self._checkpoint_layers(decoder.layers)
+            self._checkpoint_layers(decoder)
         in_bfloat16 = compute_dtype(self.model) == torch.bfloat16
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=in_bfloat16):
             states = cast(Tensor, decoder(input_ids=padded, use_cache=False).last_hidden_state)
@@ -85,14 +86,17 @@ class ReferenceDecoder:
         return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))
 
     @staticmethod
-    def _checkpoint_layers(layers: Iterable[Any]) -> None:
+    def _checkpoint_layers(decoder: nn.Module) -> None:
         """Switch on transformers' checkpointing of layers, which applies in training mode only.
 
         At every call, because unsloth's trainer sets all layers back to what was chosen when the model was
         loaded. Layers that unsloth checkpoints keep its own function.
         """
-        for layer in layers:
-            if not layer.gradient_checkpointing:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        for module in decoder.modules():
+            layer = cast(Any, module)
+            if isinstance(module, GradientCheckpointingLayer) and not layer.gradient_checkpointing:
                 layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
                 layer.gradient_checkpointing = True
 

@@ -16,7 +16,7 @@ from lmsys_unsloth.model import memory, smollm2
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, causal_lm, compute_dtype
 from lmsys_unsloth.model.families.known import family_of
 from lmsys_unsloth.model.families.model_folder import model_settings, require_supported
-from lmsys_unsloth.model.families.other import OtherDecoder, check_own_logits
+from lmsys_unsloth.model.families.other import check_own_logits
 from lmsys_unsloth.model.layers.kernels import Kernels
 from lmsys_unsloth.model.unsloth_import import import_unsloth, output_to_log
 
@@ -168,7 +168,7 @@ def make_decoder(model: nn.Module, *, fast: bool) -> Decoder:
         ValueError: the fast decoder is asked for, but does not know the model's family.
     """
     if not fast:
-        return ReferenceDecoder(model) if is_known(model) else OtherDecoder(model)
+        return ReferenceDecoder(model)
     if not torch.cuda.is_available():
         return FastDecoder(model)
     import_unsloth()

@@ -225,7 +225,7 @@ def check_gradients(model: nn.Module, loss: float) -> None:
         raise UserError(
             f"first training step: loss {loss}, gradients not finite in {len(infinite)} of {len(gradients)} "
             f"trained tensors ({', '.join(infinite[:3])} …).\n"
-            "  float16 overflows in Gemma 2: use model.dtype=bfloat16, or float32 on a CPU."
+            "  float16 overflows in Gemma: use model.dtype=bfloat16, or float32 on a CPU."
         )
     if not moved:
         raise UserError(

@@ -37,8 +37,8 @@ from transformers import (
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import loading, smollm2, trained_weights
+from lmsys_unsloth.model.decoder import ReferenceDecoder
 from lmsys_unsloth.model.families.model_folder import require_supported
-from lmsys_unsloth.model.families.other import OtherDecoder
 from lmsys_unsloth.model.parity import choose_decoder
 
 KINDS = ("gpt_neox", "opt", "gpt2")
@@ -91,11 +91,15 @@ def loaded(folder: Path, **changes: Any) -> Any:
 def test_probabilities_and_gradients_equal_transformers(kind: str, tmp_path: Path) -> None:
     model, rows = loaded(saved(kind, tmp_path)), random_rows()
     expected = torch.stack([reference(made(kind), ids) for ids in rows])
-    torch.testing.assert_close(probabilities(model, rows, OtherDecoder), expected, atol=tolerance(), rtol=0)
+    torch.testing.assert_close(
+        probabilities(model, rows, ReferenceDecoder), expected, atol=tolerance(), rtol=0
+    )
     adapted = with_adapters(model, target_modules=TARGETS[kind])
     changed = torch.stack([reference(adapted, ids) for ids in rows])
     assert (changed - expected).abs().max() > 1e-3
-    torch.testing.assert_close(probabilities(adapted, rows, OtherDecoder), changed, atol=tolerance(), rtol=0)
+    torch.testing.assert_close(
+        probabilities(adapted, rows, ReferenceDecoder), changed, atol=tolerance(), rtol=0
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,7 +109,7 @@ def test_the_fast_decoder_is_refused_in_one_line(
     rows: Any = [type("Row", (), {"input_ids": ids})() for ids in random_rows()]
     with caplog.at_level("INFO"):
         decoder = choose_decoder(loaded(saved(kind, tmp_path)), rows, fast=True, training=True)
-    assert isinstance(decoder, OtherDecoder)
+    assert isinstance(decoder, ReferenceDecoder)
     (line,) = [record.message for record in caplog.records if "fast" in record.message]
     assert line.startswith(f"train.fast is not used: the fast decoder does not know models of type {kind};")
 
@@ -113,7 +117,7 @@ def test_the_fast_decoder_is_refused_in_one_line(
 @pytest.mark.parametrize("kind", KINDS)
 def test_checkpointing_recomputes_every_layer(kind: str, tmp_path: Path) -> None:
     model = with_adapters(loaded(saved(kind, tmp_path)), target_modules=TARGETS[kind]).train()
-    decoder = OtherDecoder(model)
+    decoder = ReferenceDecoder(model)
     row = torch.arange(3, 13)
     gradients = []
     for decoder.checkpointed in (False, True):
@@ -129,7 +133,7 @@ def test_checkpointing_recomputes_every_layer(kind: str, tmp_path: Path) -> None
 def test_four_bit_weights_are_loaded(tmp_path: Path) -> None:
     model = loaded(saved("gpt_neox", tmp_path), load_in_4bit=True, resident="4bit")
     assert type(model.base_model.layers[0].attention.query_key_value).__name__ == "Linear4bit"
-    assert probabilities(model, random_rows(), OtherDecoder).isfinite().all()
+    assert probabilities(model, random_rows(), ReferenceDecoder).isfinite().all()
 
 
 def test_layers_that_do_not_exist_are_named_with_those_that_do(tmp_path: Path) -> None:

@@ -1,17 +1,15 @@
-"""Models that the fast decoder does not compute: any causal language model of ``transformers``."""
+"""A check of models that the fast decoder does not compute: any causal language model of ``transformers``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import nn
 
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.model.decoder import ReferenceDecoder, causal_lm, compute_dtype
+from lmsys_unsloth.model.decoder import ReferenceDecoder, compute_dtype
 from lmsys_unsloth.model.families.model_folder import stored_tensors
 from lmsys_unsloth.model.lm_head import head_logits
 
@@ -21,32 +19,12 @@ ACCEPTED_16BIT = 0.1
 """The same for bfloat16 and float16: 4-bit kernels round differently for other numbers of tokens."""
 
 
-class OtherDecoder(ReferenceDecoder):
-    """The model's own forward pass over padded rows, for any class of transformers.
-
-    The classes name their parts differently, so these are found through ``base_model`` and their types.
-    """
-
-    def __call__(self, input_ids: Tensor, lengths: Sequence[int], last: int = 1) -> Tensor:
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        padded = pad_sequence(list(torch.split(input_ids, list(lengths))), batch_first=True)
-        decoder = cast(Any, causal_lm(self.model)).base_model
-        if self.checkpointed:
-            self._checkpoint_layers(m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer))
-        in_bfloat16 = compute_dtype(self.model) == torch.bfloat16
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=in_bfloat16):
-            states = cast(Tensor, decoder(input_ids=padded, use_cache=False).last_hidden_state)
-        rows = [row[length - last : length] for row, length in zip(states, lengths, strict=True)]
-        return torch.stack(rows)
-
-
 def check_own_logits(model: nn.Module, folder: Path) -> None:
     """Check that the logits of a loaded model are what this project computes, for classes it does not know.
 
     The model's own logits of a row are compared with those of the LM head's weights on the states of
-    :class:`OtherDecoder`, in a batch with a longer row: a head with a bias or a scale, or a model that is not
-    causal, would give other probabilities.
+    :class:`~lmsys_unsloth.model.decoder.ReferenceDecoder`, in a batch with a longer row: a head with a bias
+    or a scale, or a model that is not causal, would give other probabilities.
 
     Args:
         model: a transformers model without adapters.
@@ -74,7 +52,7 @@ def check_own_logits(model: nn.Module, folder: Path) -> None:
         device = head.weight.device
         row = torch.arange(8, device=device) % head.weight.shape[0]
         longer = torch.arange(12, device=device).flip(0) % head.weight.shape[0]
-        states = OtherDecoder(model)(torch.cat([row, longer]), [len(row), len(longer)])
+        states = ReferenceDecoder(model)(torch.cat([row, longer]), [len(row), len(longer)])
         found = head_logits(model, states[0, -1])
         in_bfloat16 = compute_dtype(model) == torch.bfloat16
         with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
