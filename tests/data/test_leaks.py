@@ -79,11 +79,11 @@ def test_extra_rows_that_would_leak_are_left_out() -> None:
     assert reports == [
         {
             "source": "more/extra.csv", "rows": 3, "in_validation": 1, "already_in_training": 1,
-            "renamed_ids": 1, "used": 1,
+            "renamed_ids": 1, "used": 1, "soft_labels": 0,
         },
         {
             "source": "b.csv", "rows": 2, "in_validation": 0, "already_in_training": 1, "renamed_ids": 0,
-            "used": 1,
+            "used": 1, "soft_labels": 0,
         },
     ]  # fmt: skip
 

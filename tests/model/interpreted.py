@@ -36,8 +36,10 @@ def main(architecture: Any, folder: Path, in_4bit: bool) -> None:
     from training_cases import TRAIN
     from unsloth.kernels import fast_rms_layernorm, fast_rope_embedding
 
-    config = random_model(architecture, folder, width=64, load_in_4bit=in_4bit)
+    config = random_model(architecture, folder, width=64, load_in_4bit=False)
     model = trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
+    if in_4bit:
+        quantise(model)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -54,6 +56,20 @@ def main(architecture: Any, folder: Path, in_4bit: bool) -> None:
     parts = {"apply_qkv": layer.self_attn, "apply_o": layer.self_attn, "forward": layer.mlp}
     fused = [name for name, module in parts.items() if fused_function(module, name)]
     print(json.dumps({"fused": fused, "distances": distances, "weights": str(projection.dtype)}))
+
+
+def quantise(model: torch.nn.Module) -> None:
+    """Quantise the weights under the adapters; with its switch for tests unsloth loads no 4-bit weights."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            base = module.base_layer
+            made = Linear4bit(
+                base.in_features, base.out_features, bias=False, compute_dtype=torch.float16, quant_type="nf4"
+            )
+            made.weight = Params4bit(base.weight.data, requires_grad=False, quant_type="nf4").to("cpu")
+            module.base_layer = made
 
 
 @triton.jit
