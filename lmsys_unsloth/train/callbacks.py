@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from lmsys_unsloth.model.unsloth_import import import_unsloth
@@ -47,18 +51,48 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Asks for a checkpoint ``minutes`` after the last one and at the end, and marks complete ones."""
+    """Asks for a checkpoint ``minutes`` after the last one, at the end and on Ctrl-C; marks complete ones."""
 
     def __init__(self, run: Run, minutes: float) -> None:
-        self.run, self.seconds = run, 60 * minutes
+        self.run, self.seconds, self.interrupted = run, 60 * minutes, False
+
+    @contextlib.contextmanager
+    def catch_signals(self) -> Iterator[None]:
+        """Let Ctrl-C (SIGINT) and SIGTERM save a checkpoint after the current step; a second one ends at once.
+
+        Raised in the middle of a step, a KeyboardInterrupt can get lost in a library's handlers.
+
+        Raises:
+            KeyboardInterrupt: in the block, after the checkpoint.
+        """
+
+        def handle(number: int, frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            log.warning("stopping after this step, with a checkpoint; once more: stop at once")
+
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may handle signals
+            return
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(each, handle) for each in signals]
+        try:
+            yield
+        finally:
+            for each, handler in zip(signals, before, strict=True):
+                signal.signal(each, handler)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         ended = state.global_step >= state.max_steps
-        control.should_save |= ended or time.monotonic() - self.last >= self.seconds
+        due = time.monotonic() - self.last >= self.seconds
+        control.should_save |= ended or due or self.interrupted
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.mark_complete(state.global_step)
         self.last = time.monotonic()
+        if self.interrupted:
+            raise KeyboardInterrupt

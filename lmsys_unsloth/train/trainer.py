@@ -95,7 +95,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         model = decoder.model
         self.decoder, self.steps, self.train_config = decoder, steps, config
         self.groups, self.memory = groups, memory.Releaser()
-        self.limit = TokensLimit()
+        self.limit, self.checkpoints = TokensLimit(), CheckpointCallback(run, config.save_every_minutes)
         self.fast_steps: int | None = None
         """Number of steps before the fast decoder failed; None if it did not."""
         dtypes = {name: weight.dtype for name, weight in trained_parameters(model).items()}
@@ -104,10 +104,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
             args=_arguments(decoder.current, config, len(steps), run.checkpoints, seed),
             train_dataset=dummy_dataset(),
             processing_class=tokenizer,
-            callbacks=[
-                ProgressCallback(len(steps), metric_logger),
-                CheckpointCallback(run, config.save_every_minutes),
-            ],
+            callbacks=[ProgressCallback(len(steps), metric_logger), self.checkpoints],
         )
         self.remove_callback(PrinterCallback)
         decoder.on_failure = self._fast_decoder_failed

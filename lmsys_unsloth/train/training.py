@@ -102,6 +102,7 @@ def train(
         b_ratio, head_learning_rate: see :func:`~lmsys_unsloth.train.parameter_groups.parameter_groups`.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint of the step.
         UserError: the first step's gradients are all zero or not finite, or a single row does not fit into
             memory.
     """
@@ -136,7 +137,8 @@ def train(
         )  # fmt: skip
         trainer.add_callback(stopping)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=None if resumed_at is None else str(run.checkpoint(resumed_at)))
+    with trainer.checkpoints.catch_signals():
+        trainer.train(resume_from_checkpoint=None if resumed_at is None else str(run.checkpoint(resumed_at)))
     done = trainer.state.global_step  # fewer than planned if it stopped early
     summary = {
         "steps": done,
