@@ -58,7 +58,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def catch_signals(self) -> Iterator[None]:
-        """Let Ctrl-C (SIGINT) and SIGTERM save a checkpoint after the current step; a second one ends at once.
+        """Let Ctrl-C (SIGINT) and SIGTERM save a checkpoint after the step; a second one ends at once.
 
         Raised in the middle of a step, a KeyboardInterrupt can get lost in a library's handlers.
 
