@@ -178,6 +178,8 @@ def _attention(config: Config, model: Mapping[str, Any]) -> Check:
         return Check("attention", f"{kind}, padded batches ({reason})")
     float32 = config.model.dtype == "float32"
     if not on_gpu or float32 or not attention.has_flash_attention(torch.device("cuda")):
+        if not (on_gpu or float32 or capped):
+            return Check("attention", "rows of similar length together; float32: one row at a time")
         return Check("attention", "one row at a time, " + ("capped logits" if capped else "PyTorch SDPA"))
     kernel = "FlexAttention with capped logits" if capped else "variable-length flash attention"
     window = ", sliding window" if family.window != "none" and model.get("sliding_window") else ""
@@ -186,9 +188,11 @@ def _attention(config: Config, model: Mapping[str, Any]) -> Check:
 
 def _memory(config: Config, model: Mapping[str, Any]) -> Check:
     """Compare weights and activations of one micro-batch with the free memory."""
-    if family_of(model) is None:
+    family = family_of(model)
+    if family is None:
         return Check("memory", f"no forecast for model_type {model.get('model_type')}")
-    adapted = [name for name in config.lora.target_modules if name in memory.projection_shapes(model)]
+    shapes, names = memory.projection_shapes(model), family.adapted(config.lora.target_modules)
+    adapted = [name for name in names if name in shapes]
     lora = config.lora.model_copy(update={"target_modules": adapted})
     chosen = config.train.tokens_per_micro_batch
     weights, activations = memory.forecast_memory(
