@@ -67,7 +67,8 @@ def settings(options: argparse.Namespace) -> Any:
 
     data = [f"data.path={options.data}", "data=lmsys"] if options.data else ["data.rows=600"]
     limits = [f"prompt.max_tokens={options.max_tokens}", f"train.rows_per_step={ROWS_PER_STEP}"]
-    return config(*data, *limits, *OVERRIDES.get(options.one, []))
+    work = ["lora.first_layer=0", "train.epochs=1", "train.label_smoothing=0"]  # what stock does
+    return config(*data, *limits, *work, *OVERRIDES.get(options.one, []))
 
 
 def encoded_rows(options: argparse.Namespace, config: Any) -> tuple[Any, Any, list[Any]]:
@@ -99,7 +100,7 @@ def this_project(options: argparse.Namespace) -> float:
     if options.job == "eval":
         started = time.perf_counter()
         decoder = parity.choose_decoder(model, rows, fast=config.train.fast)
-        scoring.score_rows(decoder, rows, config.eval.tokens_per_batch)
+        scoring.score_rows(decoder, rows, scoring.tokens_per_batch(config.eval))
         return time.perf_counter() - started
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
