@@ -105,6 +105,39 @@ def test_positions_are_never_rescaled(tmp_path: Path, monkeypatch: pytest.Monkey
     assert asked == [100, 256]
 
 
+def test_embeddings_stay_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default unsloth moves them to the CPU on small GPUs, where the fast decoder can't use them."""
+    unsloth, given = loading.import_unsloth(), dict[str, Any]()
+    ordinary = unsloth.FastLanguageModel.from_pretrained
+
+    def keep(*names: Any, **options: Any) -> Any:
+        given.update(options)
+        return ordinary(*names, **options)
+
+    monkeypatch.setattr(unsloth.FastLanguageModel, "from_pretrained", keep)
+    loading.load_model(saved("llama", tmp_path))
+    assert given["offload_embedding"] is False
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:512"}, "max_split_size_mb:512"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"}, "None"),
+    ],
+)
+def test_the_allocator_is_set_before_torch_is_imported(given: dict[str, str], expected: str) -> None:
+    code = (
+        "import sys, os, lmsys_unsloth; print('torch' in sys.modules, os.environ.get('PYTORCH_ALLOC_CONF'))"
+    )
+    inherited = {name: value for name, value in os.environ.items() if not name.endswith("ALLOC_CONF")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=inherited | given, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["False", expected], done.stderr
+
+
 def test_a_hub_out_of_reach_names_both_remedies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub
 

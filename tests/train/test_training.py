@@ -243,3 +243,23 @@ def test_fifty_steps_of_smollm2_follow_the_ordinary_path(tmp_path: Path) -> None
     assert len(curves[0]) >= 50 and curves[0][-1] < curves[0][0]
     rounding = tolerance(terms=1536, products=30, scale=max(curves[1]))  # SmolLM2's MLP width and depth
     np.testing.assert_allclose(curves[0], curves[1], atol=rounding, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "gpu", "trained", "expected"),
+    [
+        ("auto", False, 10**10, "adamw_torch_fused"),
+        ("adamw_8bit", False, 10, "adamw_torch_fused"),
+        ("auto", True, 42_000_000, "adamw_torch_fused"),
+        ("auto", True, 8 * 10**9, "adamw_8bit"),
+        ("adamw_8bit", True, 10, "adamw_8bit"),
+    ],
+)
+def test_adapters_get_an_optimiser_that_never_waits_for_the_gpu(
+    chosen: Any, gpu: bool, trained: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lmsys_unsloth.train import trainer
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    config = TRAIN.model_copy(update={"optimizer": chosen})
+    assert trainer._optimizer(config, trained=trained) == expected
