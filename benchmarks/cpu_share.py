@@ -11,10 +11,12 @@ data and of 290 tokens, take turns with a bfloat16 product of 640 tokens with a 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,34 +72,39 @@ def measure_shares(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         for _ in range(PRODUCTS):
             torch.mm(left, right)
 
-    product = 2 * PRODUCTS * left.numel() * size[1]
     found: dict[str, dict[str, float]] = {}
     for job, run in (("training", train), ("scoring", score)):
         for name, ids in (("the data's rows", real), ("long rows", long)):
             batch = collate(ids, targets)
-            run(batch)
-            steps, rates, shares = [], [], []
             tokens = sum(batch.lengths)
             operations = frozen_operations(decoder.config.to_dict(), tokens, backward=job == "training")
-            for _ in range(options.steps):
-                before, step, after = _seconds(multiply), _seconds(run, batch), _seconds(multiply)
-                steps.append(step)
-                rates.append(2 * product / (before + after))
-                shares.append(operations / step / rates[-1])
-            seconds, rate, share = (statistics.median(values) for values in (steps, rates, shares))
+            seconds, rate = _in_turn(functools.partial(run, batch), multiply, options.steps)
+            rate *= 2 * left.numel() * size[1]
             found[f"{job}, {name}"] = {
-                "tokens": tokens / ROWS_PER_STEP, "seconds": seconds, "rate": rate, "share": share
+                "tokens": tokens / ROWS_PER_STEP, "seconds": seconds, "rate": rate,
+                "share": operations / seconds / rate,
             }  # fmt: skip
     return found
 
 
-def _seconds(run: Any, *arguments: Any) -> float:
+def _in_turn(step: Callable[[], None], multiply: Callable[[], None], steps: int) -> tuple[float, float]:
+    """Time steps and products in turn; return the medians of a step's seconds and of products per second."""
+    step()  # warms up
+    seconds, rates = [], []
+    for _ in range(steps):
+        before, one, after = _seconds(multiply), _seconds(step), _seconds(multiply)
+        seconds.append(one)
+        rates.append(2 * PRODUCTS / (before + after))
+    return statistics.median(seconds), statistics.median(rates)
+
+
+def _seconds(run: Callable[[], None]) -> float:
     """Measure by the clock; with one thread in processor time, which other jobs disturb less."""
     import torch
 
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     started = clock()
-    run(*arguments)
+    run()
     return clock() - started
 
 
