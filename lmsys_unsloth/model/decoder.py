@@ -24,10 +24,11 @@ from torch.utils.checkpoint import checkpoint
 
 from lmsys_unsloth.model import attention
 from lmsys_unsloth.model.families import known
-from lmsys_unsloth.model.layers.kernels import Kernels, fused_function
-from lmsys_unsloth.model.layers.linear import linear, linears
+from lmsys_unsloth.model.layers.gated_mlp import gated_mlp, recomputes_product
+from lmsys_unsloth.model.layers.kernels import Kernels
+from lmsys_unsloth.model.layers.linear import linear
 from lmsys_unsloth.model.layers.norm import rms_norm
-from lmsys_unsloth.model.layers.projections import gated_mlp, project_output, project_qkv
+from lmsys_unsloth.model.layers.projections import project_chosen, project_qkv
 from lmsys_unsloth.model.layers.rope import RopeTable, apply_rope, rope_frequencies, rope_kind, rope_table
 from lmsys_unsloth.model.memory import WORKSPACE, layer_bytes_per_token
 from lmsys_unsloth.model.packing import PackedRows
@@ -224,7 +225,7 @@ class FastDecoder:
             | {name: sum(module.r.values()) for name, module in adapted.items()},
             dropout=any(isinstance(part, nn.Dropout) for part in dropouts),
             flash=attend not in (attention.row_by_row, attention.grouped),
-            fused=self.kernels is not None and fused_function(layer.mlp, "forward") is not None,
+            recomputed=recomputes_product(layer.mlp, self.family, dtype, self.kernels),
             grouped=attend is attention.grouped,
         )
 
@@ -268,28 +269,20 @@ class FastDecoder:
             q, k, v = project_qkv(own, h, family, kernels)
         else:
             chosen, rows = rows.select_last(last)
-            q, k, v = self._project_restricted(own, h, chosen)
-            x, kernels, q_table = x[:, chosen], None, (table[0][chosen], table[1][chosen])
+            q, k, v = project_chosen(own, h, chosen, family, kernels)
+            x, q_table = x[:, chosen], (table[0][chosen], table[1][chosen])
         if family.qk_norm == "all_heads":
             q, k = self._norm(own, "q_norm", q), self._norm(own, "k_norm", k)
         q, k, v = (states.view(states.shape[1], -1, own.head_dim) for states in (q, k, v))
         if family.qk_norm == "head":
             q, k = self._norm(own, "q_norm", q), self._norm(own, "k_norm", k)
-        q, k = apply_rope(q, k, q_table, table, kernels)
+        q, k = apply_rope(q, k, q_table, table, kernels if last is None else None)
         attend = attention.choose_attention(rows, q.dtype, self.cap)
         window = family.window_of(self.config, index)
         heads = attend(q, k, v, rows, own.scaling, self.cap, window).reshape(1, len(q), -1)
-        x = x + self._norm(layer, family.after_attention, project_output(own, heads, kernels))
+        x = x + self._norm(layer, family.after_attention, linear(own.o_proj, heads, kernels))
         h = gated_mlp(layer.mlp, self._norm(layer, family.before_mlp, x), family, kernels)
         return x + self._norm(layer, family.after_mlp, h)
-
-    def _project_restricted(self, own: Any, h: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
-        """Compute queries at the ``chosen`` positions, and keys and values at all of them."""
-        if len(self.family.qkv) == 1:
-            q, k, v = project_qkv(own, h, self.family, None)
-            return q[:, chosen], k, v
-        q_name, *others = self.family.qkv
-        return linear(getattr(own, q_name), h[:, chosen]), *linears([getattr(own, n) for n in others], h)
 
     def _norm(self, parent: nn.Module, name: str | None, x: Tensor) -> Tensor:
         """Apply a norm of ``parent``, if the family has it."""

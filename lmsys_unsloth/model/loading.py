@@ -17,7 +17,7 @@ from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, 
 from lmsys_unsloth.model.families.known import family_of
 from lmsys_unsloth.model.families.model_folder import model_settings, require_supported
 from lmsys_unsloth.model.families.other import check_own_logits
-from lmsys_unsloth.model.layers.kernels import Kernels
+from lmsys_unsloth.model.layers.kernels import unsloths_kernels
 from lmsys_unsloth.model.unsloth_import import import_unsloth, output_to_log
 
 if TYPE_CHECKING:
@@ -172,6 +172,4 @@ def make_decoder(model: nn.Module, *, fast: bool) -> Decoder:
     if not torch.cuda.is_available():
         return FastDecoder(model)
     import_unsloth()
-    from unsloth.kernels import fast_rms_layernorm, fast_rope_embedding
-
-    return FastDecoder(model, Kernels(fast_rms_layernorm, fast_rope_embedding))
+    return FastDecoder(model, unsloths_kernels())

@@ -76,7 +76,7 @@ def projection_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 def layer_bytes_per_token(
     config: Mapping[str, Any], row_length: int, *, itemsize: int, ranks: Mapping[str, int],
-    dropout: bool, flash: bool, fused: bool, grouped: bool = False,
+    dropout: bool, flash: bool, recomputed: bool, grouped: bool = False,
 ) -> int:  # fmt: skip
     """Count the bytes per token that a layer of the fast decoder keeps for the backward pass.
 
@@ -89,7 +89,7 @@ def layer_bytes_per_token(
         ranks: LoRA rank by name of the adapted linear layers.
         dropout: whether the adapters' inputs get dropout.
         flash: whether one attention kernel runs over all rows (``varlen`` or ``flex``).
-        fused: whether unsloth's fused LoRA functions run.
+        recomputed: whether the backward pass computes the MLP's inner product again.
         grouped: whether attention runs over groups of rows on a CPU (``cpu_attention``).
     """
     sizes, family, capped = projection_shapes(config), _family(config), _is_capped(config)
@@ -116,9 +116,9 @@ def layer_bytes_per_token(
     inputs = {shared.get(name, name): n for name, n in inputs.items()}
     if flash:
         inputs.pop("o_proj", None)  # the attention's output, counted already
-    if fused:
-        inputs.pop("down_proj", None)  # recomputed
-    products = 0 if fused else sum(ranks.values())  # of the inputs with the A matrices
+    if recomputed:
+        inputs.pop("down_proj", None)
+    products = sum(ranks.values())  # of the inputs with the A matrices
     return int(kept + itemsize * (sum(inputs.values()) + products))
 
 
@@ -153,18 +153,22 @@ def forecast_memory(
     tied = model_config.get("tie_word_embeddings", _family(model_config).tied)
     weights = model_config["vocab_size"] * width * (1 if tied else 2) * itemsize
     weights += linear * (NF4_BYTES if model.load_in_4bit else itemsize)
-    if model.load_in_4bit and should_dequantise(model.resident, linear, itemsize, free_bytes() - weights):
+    in_4bit = model.load_in_4bit
+    if in_4bit and should_dequantise(model.resident, linear, itemsize, free_bytes() - weights):
         weights += linear * (itemsize - NF4_BYTES)
+        in_4bit = False
     trained = max(0, depth - lora.first_layer)
     if lora.kind == "full":
         weights += FULL_BYTES * trained / depth * _size(model_config, targets)
-    half_on_gpu = torch.cuda.is_available() and itemsize == 2
+    half_on_gpu, family = torch.cuda.is_available() and itemsize == 2, _family(model_config)
+    plain = lora.kind == "lora" and lora.dropout == 0 and len(family.gate_up) == 2
+    plain &= {*family.gate_up, "down_proj"} <= set(targets)
     layer = layer_bytes_per_token(
         model_config, min(row_length, tokens), itemsize=itemsize,
         ranks=dict.fromkeys(targets, lora.r if lora.kind == "lora" else 0),
         dropout=lora.dropout > 0,
         flash=half_on_gpu and has_flash_attention(torch.device("cuda")),
-        fused=half_on_gpu and lora.dropout == 0,
+        recomputed=plain and (half_on_gpu or not in_4bit),
         grouped=not torch.cuda.is_available() and itemsize == 2 and not _is_capped(model_config),
     )  # fmt: skip
     if train.checkpoint == "all":

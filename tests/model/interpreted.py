@@ -2,12 +2,13 @@
 
     TRITON_INTERPRET=1 UNSLOTH_ALLOW_CPU=1 python tests/model/interpreted.py llama FOLDER [4bit]
 
-``UNSLOTH_ALLOW_CPU`` is unsloth's own switch for tests: it takes its CUDA branches. Prints as JSON the first
-layer's functions that unsloth replaced, and how far the fast decoder with kernels is from plain PyTorch.
+``UNSLOTH_ALLOW_CPU`` is unsloth's own switch for tests: it takes its CUDA branches. Prints as JSON how
+often each kernel was called, and how far the fast decoder with kernels is from plain PyTorch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
@@ -27,14 +28,13 @@ def main(architecture: Any, folder: Path, in_4bit: bool) -> None:
     from lmsys_unsloth.model import loading, parity, trained_weights
     from lmsys_unsloth.model.batch import collate
     from lmsys_unsloth.model.decoder import FastDecoder, causal_lm
-    from lmsys_unsloth.model.layers.kernels import Kernels, fused_function
+    from lmsys_unsloth.model.layers.kernels import unsloths_kernels
     from lmsys_unsloth.model.unsloth_import import import_unsloth
 
     unsloth = import_unsloth()
     without_gpu(unsloth)
     from gpu.test_fast_path import LORA, random_model
     from training_cases import TRAIN
-    from unsloth.kernels import fast_rms_layernorm, fast_rope_embedding
 
     config = random_model(architecture, folder, width=64, load_in_4bit=False)
     model = trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0)
@@ -45,17 +45,36 @@ def main(architecture: Any, folder: Path, in_4bit: bool) -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     random = np.random.default_rng(0)
+    calls: dict[str, int] = {}
     batch = collate([random.integers(3, 30_000, n) for n in (30, 1, 17, 60)], np.eye(3)[[0, 1, 2, 0]])
-    kernels = FastDecoder(model, Kernels(fast_rms_layernorm, fast_rope_embedding))
+    kernels = FastDecoder(model, counted(unsloths_kernels(), calls))
     distances = {}
     for checkpointed in (0, 2):
         kernels.checkpointed = checkpointed
         distances[checkpointed] = parity.parity_distances(kernels, FastDecoder(model), batch, gradients=True)
     layer: Any = causal_lm(model).model.layers[0]
     projection = layer.self_attn.q_proj.base_layer.weight
-    parts = {"apply_qkv": layer.self_attn, "apply_o": layer.self_attn, "forward": layer.mlp}
-    fused = [name for name, module in parts.items() if fused_function(module, name)]
-    print(json.dumps({"fused": fused, "distances": distances, "weights": str(projection.dtype)}))
+    print(json.dumps({"calls": calls, "distances": distances, "weights": str(projection.dtype)}))
+
+
+def counted(kernels: Any, calls: dict[str, int]) -> Any:
+    """The kernels, with the number of their calls added to ``calls``."""
+
+    def counting(name: str, kernel: Any) -> Any:
+        calls[name] = 0
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            calls[name] += 1
+            return kernel(*arguments, **named)
+
+        return call
+
+    gated = {
+        name: (counting(f"{name} forward", forward), counting(f"{name} backward", backward))
+        for name, (forward, backward) in kernels.gated.items()
+    }
+    single = {name: counting(name, getattr(kernels, name)) for name in ("rms_norm", "rope", "dequantize")}
+    return dataclasses.replace(kernels, gated=gated, **single)
 
 
 def quantise(model: torch.nn.Module) -> None:
@@ -90,8 +109,7 @@ def without_gpu(unsloth: Any) -> None:
     loader.from_pretrained = functools.partial(loader.from_pretrained, device_map={"": "cpu"})
 
     unsloth.kernels.geglu.triton_tanh = tanh
-    for module in (unsloth.kernels.utils, unsloth.kernels.fast_lora):
-        module.fast_dequantize = dequantize
+    unsloth.kernels.utils.fast_dequantize = dequantize
 
 
 def dequantize(weight: Any, quant_state: Any = None, *_: Any, **__: Any) -> torch.Tensor:

@@ -224,23 +224,22 @@ def test_another_architecture_is_refused() -> None:
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_unsloths_functions_are_called_where_unsloth_set_them(architecture: Architecture) -> None:
-    """On CUDA; here functions with unsloth's names and calling conventions replace them."""
-    from types import MethodType
-
+def test_unsloths_kernels_are_called(architecture: Architecture) -> None:
+    """On CUDA; here functions with the calling conventions of unsloth's kernels replace them."""
+    from lmsys_unsloth.model.layers.gated_mlp import _gated_product, _gradients_of_product
     from lmsys_unsloth.model.layers.kernels import Kernels
-    from lmsys_unsloth.model.layers.linear import linear
     from lmsys_unsloth.model.layers.rope import apply_rope
 
     model, batch, calls = with_adapters(tiny_model(architecture)), labelled(), []
     expected = loss_and_gradients(FastDecoder(model), batch)
+    activation = "gelu_pytorch_tanh" if architecture == "gemma2" else "silu"
 
-    def fast_rms_layernorm(module: Any, x: torch.Tensor, gemma: bool = False) -> torch.Tensor:
+    def rms_norm(module: Any, x: torch.Tensor, gemma: bool = False) -> torch.Tensor:
         assert gemma == (architecture == "gemma2")
         calls.append("norm")
         return module(x)
 
-    def fast_rope_embedding(
+    def rope(
         q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         assert q.shape[:3] == (1, 4, len(cos)) and k.shape[1] == 2
@@ -248,26 +247,27 @@ def test_unsloths_functions_are_called_where_unsloth_set_them(architecture: Arch
         q, k = apply_rope(*(x[0].transpose(0, 1) for x in (q, k)), (cos, sin), (cos, sin), None)
         return q.transpose(0, 1)[None], k.transpose(0, 1)[None]
 
-    def apply_lora_qkv(self: Any, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        assert x.dim() == 3
-        calls.append("qkv")
-        return tuple(linear(p, x) for p in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        assert gate.dim() == up.dim() == 3 and gate.is_contiguous() and up.is_contiguous()
+        calls.append("forward")
+        return _gated_product(gate, up, activation, None)
 
-    def apply_lora_o(self: Any, x: torch.Tensor) -> torch.Tensor:
-        calls.append("o")
-        return linear(self.o_proj, x)
+    def backward(gradient: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        assert gradient.dim() == gate.dim() == up.dim() == 2
+        calls.append("backward")
+        found = _gradients_of_product(gradient.clone(), gate, up, activation, None)
+        for argument, value in zip((gradient, up, gate), found, strict=True):
+            argument.data.copy_(value)  # unsloth overwrites its arguments
+        return gradient, up, gate
 
-    def apply_lora_mlp_swiglu(self: Any, x: torch.Tensor) -> torch.Tensor:
-        calls.append("mlp")
-        return type(self).forward(self, x)
+    def dequantize(*_: Any, **__: Any) -> torch.Tensor:
+        raise AssertionError("no weight is in 4 bits")
 
-    for layer in model.get_base_model().model.layers:
-        layer.self_attn.apply_qkv, layer.self_attn.apply_o = apply_lora_qkv, apply_lora_o
-        layer.mlp.forward = MethodType(apply_lora_mlp_swiglu, layer.mlp)
-    found = loss_and_gradients(FastDecoder(model, Kernels(fast_rms_layernorm, fast_rope_embedding)), batch)
+    gated: Any = {activation: (forward, backward)}
+    found = loss_and_gradients(FastDecoder(model, Kernels(rms_norm, rope, dequantize, gated)), batch)
     assert_same(found, expected)
-    # The last layer, at the slot only, is computed in plain PyTorch.
-    assert [calls.count(name) for name in ("qkv", "rope", "o", "mlp")] == [3, 3, 3, 3]
+    # The last layer rotates queries at the slot only, in plain PyTorch.
+    assert [calls.count(name) for name in ("rope", "forward", "backward")] == [3, 4, 4]
     assert calls.count("norm") == 4 * (4 if architecture == "gemma2" else 2) + 1
 
 

@@ -75,8 +75,11 @@ def test_activation_bytes_are_what_a_layer_keeps(
 def test_activation_bytes_on_a_gpu(settings: dict[str, Any], traced: float) -> None:
     """Traced: bytes per token that all layers keep at full size with unsloth's kernels and bfloat16."""
     layer = layer_bytes_per_token(
-        settings, 1024, itemsize=2, ranks=dict.fromkeys(ALL, 16), dropout=False, flash=True, fused=True
+        settings, 1024, itemsize=2, ranks=dict.fromkeys(ALL, 16), dropout=False, flash=True, recomputed=True
     )
+    layer -= (
+        2 * 16 * len(ALL)
+    )  # products with A, which unsloth's fused functions recomputed when this was traced
     assert layer * settings["num_hidden_layers"] == pytest.approx(traced, rel=5e-4)
 
 

@@ -27,7 +27,7 @@ from training_cases import rows
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import attention, decoder, loading
 from lmsys_unsloth.model.decoder import FastDecoder, ReferenceDecoder, causal_lm
-from lmsys_unsloth.model.layers import projections
+from lmsys_unsloth.model.layers import gated_mlp, projections
 from lmsys_unsloth.model.layers.linear import linear
 from lmsys_unsloth.model.layers.rope import rope_table
 from lmsys_unsloth.model.packing import PackedRows
@@ -151,9 +151,11 @@ def test_mistakes_are_found(
         monkeypatch.setattr(decoder, "rope_table", lambda f, factor, at, d: rope_table(f, factor, 0 * at, d))
     else:
         wrong = values_without_adapters if mistake == "adapters" else without_gradients_of_a
-        for module in (decoder, projections):
-            monkeypatch.setattr(module, "linear", wrong)
-            monkeypatch.setattr(module, "linears", lambda parts, x: tuple(wrong(part, x) for part in parts))
+        monkeypatch.setattr(gated_mlp, "_plain_parts", lambda *_: None)
+        for module in (decoder, gated_mlp, projections):
+            monkeypatch.setattr(module, "linear", lambda part, x, _: wrong(part, x))
+            if module is not decoder:
+                monkeypatch.setattr(module, "linears", lambda parts, x, _: tuple(wrong(p, x) for p in parts))
     assert not is_used(fresh(architecture, dtype), [5, 9, 20, 40])
     assert "disagrees" in caplog.text and distances(caplog.text)
 
