@@ -2,8 +2,8 @@
 
 They talk through process groups of their own. :func:`join` removes the launcher's variables from the
 environment and hides all GPUs but one. To unsloth, trl, transformers and accelerate each rank is then an
-ordinary process with one GPU: they wrap no model in ``DistributedDataParallel``, scale no gradient, and run the
-same code as without a launcher.
+ordinary process with one GPU: they wrap no model in ``DistributedDataParallel``, scale no gradient, and run
+the same code as without a launcher.
 """
 
 from __future__ import annotations

@@ -162,8 +162,8 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
                 model.zero_grad()
                 self._reduce_memory(batches)
         self.limit.step_succeeded()
-        # The ranks meet only here: out of memory, or after a failure of the fast decoder, each computes its own
-        # share again.
+        # The ranks meet only here: out of memory, or after a failure of the fast decoder, each computes its
+        # own share again.
         total = add_gradients(trained_parameters(model).values(), total)
         if not getattr(self, "_gradients_checked", False) and not self._scales_gradients():
             check_gradients(model, total.item())
