@@ -118,7 +118,6 @@ class JoinedRanks(Ranks):
         Raises:
             UserError: some ranks have a GPU and others have none.
         """
-        import torch.distributed as dist
 
         gpus = self.gather(_describe_gpu())
         without = [rank for rank, gpu in enumerate(gpus) if gpu is None]
@@ -136,10 +135,27 @@ class JoinedRanks(Ranks):
             if self.first:
                 log.warning("%d processes share %d GPU(s): slower than one each", self.size, len(devices))
             return  # NCCL refuses this; sums go through the CPU
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(minutes=STEP_MINUTES)
-        store = dist.distributed_c10d.PrefixStore("nccl", self._store)
-        self._gpu_group = dist.ProcessGroupNCCL(store, self.rank, self.size, options)
+        failures = self.gather(self._set_up_nccl())
+        if any(failures):
+            self._gpu_group = None
+            if self.first:
+                log.warning("sums go through the CPU, as NCCL failed: %s", next(filter(None, failures)))
+
+    def _set_up_nccl(self) -> str | None:
+        """Add up one number on the GPUs; returns the error if that fails."""
+        import torch
+        import torch.distributed as dist
+
+        try:
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = timedelta(minutes=STEP_MINUTES)
+            store = dist.distributed_c10d.PrefixStore("nccl", self._store)
+            self._gpu_group = dist.ProcessGroupNCCL(store, self.rank, self.size, options)
+            count = torch.ones(1, device="cuda")
+            self._gpu_group.allreduce([count]).wait()
+            return None if count.item() == self.size else f"{self.size} ones gave {count.item()}"
+        except (AttributeError, RuntimeError) as error:  # the first where PyTorch was built without NCCL
+            return f"{type(error).__name__}: {error}"
 
     def gather(self, value: Any) -> list[Any]:
         import torch

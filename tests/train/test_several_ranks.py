@@ -1,4 +1,4 @@
-"""Two processes train and score as one does, and end together; on a CPU, over gloo."""
+"""Two processes train and score as one does, and end together; in CI on a CPU, over gloo."""
 
 from __future__ import annotations
 
@@ -50,10 +50,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     newest = Run(work / "resumed").newest_checkpoint()
     assert newest is not None
     shutil.rmtree(Run(work / "resumed").checkpoint(newest))  # one step is left to do
+    own = {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS), *sys.path])}
+    if torch.cuda.device_count() == 1:
+        own["CUDA_VISIBLE_DEVICES"] = "0"  # both ranks use it
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
          str(TESTS / "train" / "rank_cases.py"), str(model), str(work)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS), *sys.path])},
+        env=os.environ | own,
         capture_output=True, text=True, timeout=400, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     return Trained(work, done.stdout + done.stderr, done.returncode, one)
