@@ -73,25 +73,24 @@ def messages() -> Iterator[None]:
 
     What ends all ranks is printed by one of them.
     """
-    group = ranks.current
     try:
         yield
     except RankLost as error:
         _print_lost(error)
         sys.exit(2)
     except UserError as error:
-        if group().report(str(error)):
+        if ranks.current().report(str(error)):
             print(f"error: {_of_rank()}{error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        if lost := group().lost():
+        if lost := ranks.current().lost():
             _print_lost(lost)
-        elif group().first:
+        elif ranks.current().first:
             print("\ninterrupted", file=sys.stderr)
             _print_how_to_resume()
         sys.exit(130)
     except Exception as error:
-        group().report(f"{type(error).__name__}: {error}")
+        ranks.current().report(f"{type(error).__name__}: {error}")
         raise
 
 

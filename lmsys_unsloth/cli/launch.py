@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmsys_unsloth.cli import arguments
-from lmsys_unsloth.core import ranks
+from lmsys_unsloth.core import launcher, ranks
 from lmsys_unsloth.core.errors import UserError
 
 
@@ -23,9 +23,7 @@ def launch(main: Callable[[], Any]) -> None:
     others a folder that is removed when it ends.
     """
     with arguments.messages():
-        from lmsys_unsloth.core import joined_ranks
-
-        group = joined_ranks.join()
+        group = launcher.join()
         sys.argv[1:] = arguments.prepare_arguments(sys.argv[1:])
         if group.size > 1:
             _refuse_sweep(sys.argv[1:])

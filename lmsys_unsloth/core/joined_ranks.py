@@ -1,9 +1,7 @@
-"""Several processes of one command: how they find each other, what they exchange, and what if one is lost.
+"""Several processes of one command: what they exchange, and what if one is lost.
 
-They talk through process groups of their own. :func:`join` removes the launcher's variables from the
-environment and hides all GPUs but one. To unsloth, trl, transformers and accelerate each rank is then an
-ordinary process with one GPU: they wrap no model in ``DistributedDataParallel``, scale no gradient, and run
-the same code as without a launcher.
+They talk through process groups of their own. PyTorch's default group is left alone, as libraries behave
+differently where there is one.
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.ranks import RankLost, Ranks, T
 
@@ -37,58 +34,6 @@ PREPARATION_MINUTES = 24 * 60
 
 ANSWER_SECONDS = 5.0
 """Seconds within which a rank must say that it is still there, after another one has ended."""
-
-_LAUNCHER = {
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE",
-}  # fmt: skip
-"""Variables by which libraries recognise a launcher; those of accelerate begin with ``ACCELERATE_``."""
-
-
-def join() -> Ranks:
-    """Join the other processes of this command, if a launcher started several.
-
-    Must come before the first use of a GPU and before the import of unsloth.
-
-    Raises:
-        UserError: the launcher is configured for more than data-parallel processes, or the ranks' GPUs do not
-            fit together.
-    """
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise UserError(
-                f"accelerate launch is configured for {name}: each process needs the whole model here.\n"
-                "  Use torchrun --nproc-per-node=N, or accelerate launch --multi_gpu."
-            )
-    joined = JoinedRanks() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    for name in [name for name in os.environ if name in _LAUNCHER or name.startswith("ACCELERATE_")]:
-        del os.environ[name]
-    if joined is not None:
-        ranks.use(joined)
-    see_one_gpu(local_rank)
-    if joined is not None:
-        joined.check_gpus()
-    return ranks.current()
-
-
-def see_one_gpu(local_rank: int) -> None:
-    """Hide all GPUs but the rank's own, which becomes number 0; the launcher may have done so already.
-
-    Raises:
-        UserError: ``CUDA_VISIBLE_DEVICES`` names several GPUs, but fewer than there are processes.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(local_rank)
-        return
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    if len(names) > 1 and local_rank >= len(names):
-        raise UserError(
-            f"process {local_rank} of this machine has no GPU: CUDA_VISIBLE_DEVICES={visible} names "
-            f"{len(names)}.\n  Start {len(names)} processes on this machine, or name more GPUs."
-        )
-    if len(names) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[local_rank]
 
 
 class JoinedRanks(Ranks):
@@ -107,6 +52,7 @@ class JoinedRanks(Ranks):
             timedelta(minutes=STEP_MINUTES),
         )  # fmt: skip
         self._gpu_group: Any = None
+        self._names = [""] * self.size
         self._names = self.gather(f"process {os.getpid()} on {socket.gethostname()}")
         if threading.current_thread() is threading.main_thread():
             # The launcher sends SIGTERM when a rank has failed; by default no other rank could say which.

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from training_cases import TRAIN, adapted, adapters, fit, rows
 
 from lmsys_unsloth.config.run_directory import Run
-from lmsys_unsloth.core import joined_ranks, ranks
+from lmsys_unsloth.core import launcher, ranks
 from lmsys_unsloth.evaluate.scoring import score_rows
 from lmsys_unsloth.model.decoder import FastDecoder
 
@@ -81,9 +81,9 @@ def kill_rank_1() -> None:
 def main(model_folder: Path, work: Path) -> None:
     from lmsys_unsloth.cli import arguments
 
-    group = joined_ranks.join()
-    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & os.environ.keys()
-    assert not torch.distributed.is_initialized()
+    group = launcher.join()
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+    assert not torch.distributed.is_initialized()  # libraries would see it
     for name in CASES:
         restore = fail_on_rank_1() if name == "failing" else lambda: None
         found = train_case(name, model_folder, Run(work / name))
