@@ -1,7 +1,7 @@
 """What a launcher's environment means: which process this is, and which GPU it uses.
 
-:func:`join` removes the launcher's variables from the environment and hides all GPUs but one. To unsloth, trl,
-transformers and accelerate each rank is then an ordinary process with one GPU: they wrap no model in
+:func:`join` removes the launcher's variables from the environment and hides all GPUs but one. To unsloth,
+trl, transformers and accelerate each rank is then an ordinary process with one GPU: they wrap no model in
 ``DistributedDataParallel``, scale no gradient, and run the same code as without a launcher.
 """
 
@@ -27,8 +27,8 @@ def join() -> Ranks:
     Must come before the first use of a GPU and before the import of unsloth.
 
     Raises:
-        UserError: the processes do not find each other, the launcher is configured for more than data-parallel
-            processes, or the ranks' GPUs do not fit together.
+        UserError: the processes do not find each other, the launcher is configured for sharded models, or the
+            ranks' GPUs do not fit together.
     """
     joined = _find_others() if os.environ.get("WORLD_SIZE", "1") != "1" else None
     if joined is not None:
