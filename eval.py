@@ -5,6 +5,7 @@ python eval.py run=RUN data.path=test.csv        # other rows; unlabelled ones g
 python eval.py runs=[RUN0,RUN1]                  # merge folds into a cross-validation, average models
 python eval.py runs=[RUN0,RUN1] data.path=test.csv eval.stack=true     # average, calibrated and stacked
 python eval.py model=llama3 prompt=v1 data=lmsys data.path=train.csv   # zero-shot
+torchrun --nproc-per-node=2 eval.py run=RUN      # on two GPUs
 python eval.py model=llama3 data=lmsys data.path=train.csv debug=parity   # compare its forward passes
 """
 
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 
 from lmsys_unsloth.cli import arguments
 from lmsys_unsloth.cli.arguments import Member
+from lmsys_unsloth.cli.launch import launch
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 
@@ -47,5 +49,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = arguments.prepare_arguments(sys.argv[1:])
-    main()
+    launch(main)

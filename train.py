@@ -4,24 +4,27 @@ python train.py                                  # SmolLM2 on the simulated aren
 python train.py model=llama3 prompt=v2 data=lmsys data.path=train.csv fold=0
 python train.py -m prompt=v1,v2 fold=0,1         # a sweep
 python train.py resume=RUN                       # resume after an interruption
+torchrun --nproc-per-node=2 train.py …           # on two GPUs
 """
-
-import sys
 
 import hydra
 from omegaconf import DictConfig
 
 from lmsys_unsloth.cli import arguments
+from lmsys_unsloth.cli.launch import launch
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.core import ranks
 
 
 def train(config: Config, run: Run) -> None:
     # Slow imports: mistakes in the configuration have been reported before they begin.
     from lmsys_unsloth.cli.prepare import prepare_training
 
-    run.describe(config, arguments.command_line())
-    prepared = prepare_training(config, run)
+    first = ranks.current().first
+    if first:
+        run.describe(config, arguments.command_line())
+    prepared = prepare_training(config, arguments.output())
     if config.debug.preview:
         return
     from lmsys_unsloth.evaluate.scoring import predict_rows
@@ -31,6 +34,8 @@ def train(config: Config, run: Run) -> None:
     with arguments.tracked(config, run, "train") as tracker:
         model = train_or_load(config, run, prepared, tracker)
         predictions, speed = predict_rows(model, prepared, config)
+        if not first:
+            return
         outcome = report_scoring(run, config, prepared, predictions, speed)
         tracker.publish(outcome, run)
 
@@ -42,5 +47,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = arguments.prepare_arguments(sys.argv[1:])
-    main()
+    launch(main)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -16,10 +16,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from lmsys_unsloth.cli.agreement import agree
 from lmsys_unsloth.config.parsing import Config, is_known_key, parse_config
 from lmsys_unsloth.config.prompt_file import use_prompt_file
 from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.ranks import RankLost
 
 if TYPE_CHECKING:
     from lmsys_unsloth.report.tracking import Tracker
@@ -66,21 +69,49 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
 
 @contextmanager
 def messages() -> Iterator[None]:
-    """Turn a :class:`UserError` into its text and exit status 2, Ctrl-C into status 130."""
+    """Turn a :class:`UserError` into its text and exit status 2, Ctrl-C into status 130.
+
+    What ends all ranks is printed by one of them.
+    """
     try:
         yield
+    except RankLost as error:
+        _print_lost(error)
+        sys.exit(2)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if ranks.current().report(str(error)):
+            print(f"error: {_of_rank()}{error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        if _output().can_resume():
-            print(f"resume with: python train.py resume={_output().path}", file=sys.stderr)
+        if lost := ranks.current().lost():
+            _print_lost(lost)
+        elif ranks.current().first:
+            print("\ninterrupted", file=sys.stderr)
+            _print_how_to_resume()
         sys.exit(130)
+    except Exception as error:
+        ranks.current().report(f"{type(error).__name__}: {error}")
+        raise
+
+
+def _print_lost(lost: RankLost) -> None:
+    if lost.told:
+        print(f"error: {_of_rank()}{lost}", file=sys.stderr)
+    if ranks.current().first:
+        _print_how_to_resume()
+
+
+def _of_rank() -> str:
+    return "" if ranks.current().first else f"rank {ranks.current().rank}: "
+
+
+def _print_how_to_resume() -> None:
+    if HydraConfig.initialized() and output().can_resume():
+        print(f"resume with: python train.py resume={output().path}", file=sys.stderr)
 
 
 def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
-    """Configuration and directory of a new run, or of the one that ``resume=RUN`` names.
+    """Configuration and directory of a new run, or of the one that ``resume=RUN`` names; for all ranks.
 
     Raises:
         UserError: the configuration is invalid, or overrides would change the resumed run.
@@ -91,7 +122,7 @@ def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
         config = parse_config(use_prompt_file(settings, _overrides()))
         if config.debug.parity:
             raise UserError("debug.parity = True: compares forward passes without training; use eval.py.")
-        return config, _output()
+        return config, agree([config], output())
     changes = [override for override in _overrides() if not override.startswith("resume=")]
     if changes:
         raise UserError(
@@ -99,7 +130,8 @@ def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
             "  Leave the other overrides out, or start a new run."
         )
     run = Run.open(Path(resume))
-    return parse_config(_with_new_keys(run.settings(), settings)), run
+    config = parse_config(_with_new_keys(run.settings(), settings))
+    return config, agree([config], run)
 
 
 def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
@@ -117,7 +149,9 @@ def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
     named = settings.pop("runs") + ([settings["run"]] if settings["run"] else [])
     del settings["run"]
     if not named:
-        return parse_config(use_prompt_file(settings, _overrides())), [], _output()
+        config = parse_config(use_prompt_file(settings, _overrides()))
+        agree([config], output())
+        return config, [], output()
     overrides = [o.lstrip("+") for o in _overrides() if o.partition("=")[0] not in _COMMAND_KEYS]
     exchanged = {o.partition("=")[0] for o in overrides if o.partition("=")[0] in _GROUPS}
     refused = [o for o in overrides if o.partition("=")[0] in exchanged - set(_FREE_GROUPS)]
@@ -129,7 +163,8 @@ def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
     values = [o for o in overrides if o.partition("=")[0] not in _GROUPS]
     free = {name: settings[name] for name in exchanged}
     members = [_member(Run.open(Path(path)), settings, free, values) for path in named]
-    return members[0].config, members, _output()
+    agree([member.config for member in members], output())
+    return members[0].config, members, output()
 
 
 def _member(run: Run, settings: dict[str, Any], free: dict[str, Any], values: Sequence[str]) -> Member:
@@ -146,8 +181,8 @@ def _with_new_keys(stored: dict[str, Any], current: dict[str, Any]) -> dict[str,
     }
 
 
-def _output() -> Run:
-    """Directory that Hydra created for this job, relative to the working directory where possible."""
+def output() -> Run:
+    """Directory that Hydra created for this process, relative to the working directory where possible."""
     path = Path(HydraConfig.get().runtime.output_dir)
     return Run(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
@@ -168,9 +203,14 @@ def _plain(composed: Any) -> dict[str, Any]:
 def tracked(
     config: Config, run: Run, job_type: Literal["train", "eval", "cv"]
 ) -> AbstractContextManager[Tracker]:
-    """Open the tracker that ``logger`` names, with the command's overrides and its sweep."""
+    """Open the tracker that ``logger`` names, with the command's overrides and its sweep.
+
+    Ranks but the first one get one that does nothing.
+    """
     from lmsys_unsloth.report import tracking
 
+    if not ranks.current().first:
+        return nullcontext(tracking.NoTracker())
     return tracking.start(config, run, job_type=job_type, sweep=_sweep_name(), overrides=_overrides())
 
 

@@ -23,6 +23,7 @@ from lmsys_unsloth.config.checks import TRAINED_HEADS
 from lmsys_unsloth.config.environment import installed_versions
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.schema import ModelConfig
+from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import attention, memory
 from lmsys_unsloth.model.families.known import family_of
@@ -66,6 +67,7 @@ def run_checks(config: Config, encoder: RowEncoder, folder: Path, *, training: b
         _dtype(config.model, model),
         _attention(config, model),
         _memory(config, model),
+        *([_processes(config, ranks.current().size)] if training and ranks.current().size > 1 else []),
         _versions(),
     ]
 
@@ -210,6 +212,14 @@ def _memory(config: Config, model: Mapping[str, Any]) -> Check:
         "train.checkpoint=auto saves activations by computing more; a lower train.tokens_per_micro_batch "
         "or model.resident=4bit needs less",
     )  # fmt: skip
+
+
+def _processes(config: Config, processes: int) -> Check:
+    """Whether an optimiser step has rows for every process; both orders of a row are computed by one."""
+    rows = config.train.rows_per_step // (2 if config.data.swap == "both" else 1)
+    value = f"{processes}, for up to {rows} rows in a step"
+    remedy = f"some would never compute anything; start at most {rows}, or raise train.rows_per_step"
+    return require(processes <= rows, "processes", value, remedy)
 
 
 def _versions() -> Check:

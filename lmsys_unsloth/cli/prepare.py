@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import numpy as np
 from lmsys_unsloth.cli import preflight, preview
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.core import ranks
 from lmsys_unsloth.data.comparison import swap_rows
 from lmsys_unsloth.data.dataset import limit_rows, load_fold
 from lmsys_unsloth.data.earlier_runs import use_earlier_runs
 from lmsys_unsloth.data.selection import Overlap, Selection, split_early_stopping
 from lmsys_unsloth.data.trained_rows import save_trained_rows
 from lmsys_unsloth.model import loading
+from lmsys_unsloth.model.unsloth_import import import_unsloth
 from lmsys_unsloth.prompting.encoding import RowEncoder, encode_cached
 from lmsys_unsloth.prompting.prepared import Prepared
 
@@ -22,11 +25,16 @@ from lmsys_unsloth.prompting.prepared import Prepared
 def prepare_training(config: Config, run: Run) -> Prepared:
     """Read, split and encode the rows of one fold; print what the run will see.
 
-    Writes ``folds.csv``, ``data.json``, ``training_rows.csv`` and ``samples.json``.
+    Writes ``folds.csv``, ``data.json``, ``training_rows.csv`` and ``samples.json``. Of several ranks, the
+    first one prepares before the others, which find most results in the cache folder.
 
     Raises:
         UserError: any problem that can be detected before weights are loaded.
     """
+    return _in_turn(lambda: _prepare_training(config, run))
+
+
+def _prepare_training(config: Config, run: Run) -> Prepared:
     loading.require_available(config.model)
     fold = limit_rows(load_fold(config.data, config.fold, run), config.debug, config.seed)
     fold = use_earlier_runs(config, fold, run)
@@ -60,9 +68,15 @@ def prepare_training(config: Config, run: Run) -> Prepared:
 def prepare_scoring(config: Config, selection: Selection, output: Run) -> Prepared:
     """Encode the rows that were selected for scoring; print the checks and write ``samples.json``.
 
+    Ranks take turns as in :func:`prepare_training`.
+
     Raises:
         UserError: any problem that can be detected before weights are loaded.
     """
+    return _in_turn(lambda: _prepare_scoring(config, selection, output))
+
+
+def _prepare_scoring(config: Config, selection: Selection, output: Run) -> Prepared:
     loading.require_available(config.model)
     encoder = RowEncoder(loading.load_tokenizer(config.model), config.prompt)
     scored = encode_cached(encoder, selection.rows, progress=True)
@@ -77,6 +91,13 @@ def prepare_scoring(config: Config, selection: Selection, output: Run) -> Prepar
     preview.write_samples(output, prepared)
     _print_checks(config, encoder, weights=True, training=False)
     return prepared
+
+
+def _in_turn(prepare: Callable[[], Prepared]) -> Prepared:
+    """Have the first rank prepare before the others, which meanwhile import what takes long."""
+    if not ranks.current().first:
+        import_unsloth()
+    return ranks.current().run_first(prepare)
 
 
 def _print_checks(config: Config, encoder: RowEncoder, *, weights: bool, training: bool) -> None:

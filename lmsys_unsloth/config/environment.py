@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmsys_unsloth.core import ranks
+
 _PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "unsloth",
     "unsloth_zoo", "xformers", "triton", "hydra-core", "wandb", "numpy", "scikit-learn", "tokenizers",
@@ -28,6 +30,7 @@ def describe_environment(command: str) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "processes": ranks.current().size,
         "gpus": _gpus(),
         "packages": installed_versions(_PACKAGES),
     }

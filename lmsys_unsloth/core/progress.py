@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lmsys_unsloth.core import ranks
+
 log = logging.getLogger(__name__)
 
 LOG_INTERVAL = 20.0
@@ -36,7 +38,7 @@ class progress:
         self.started = self.logged = time.monotonic()
         console = Console(stderr=True)
         self.bar: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and ranks.current().first:
             self.bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.schema import EvalConfig
+from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.progress import progress
 from lmsys_unsloth.evaluate import predictions
 from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.evaluate.scores import ScoringSpeed
 from lmsys_unsloth.model import memory
 from lmsys_unsloth.model.answer_head import answer_head, average_orders, outcome_probabilities
-from lmsys_unsloth.model.batch import Batch, by_length, collate, target
+from lmsys_unsloth.model.batch import Batch, by_length, collate, share_out, target
 from lmsys_unsloth.model.decoder import Decoder
 from lmsys_unsloth.model.parity import FallbackDecoder, choose_decoder
 from lmsys_unsloth.prompting.encoding import EncodedRow, encode_cached
@@ -46,7 +47,7 @@ def answer_logits(decoder: Decoder, rows: Sequence[EncodedRow], tokens_per_batch
 
     A batch has at most ``tokens_per_batch`` tokens with padding. The logits, float32 ``[rows, answers]``, are
     in input order, and on the CPU. If the fast decoder fails, this batch and all later ones are computed by
-    the reference decoder.
+    the reference decoder. Each rank computes a share of the rows, and gets the logits of all.
     """
     model, in_use = (
         decoder.model,
@@ -54,16 +55,20 @@ def answer_logits(decoder: Decoder, rows: Sequence[EncodedRow], tokens_per_batch
     )
     was_training = model.training
     model.eval()
-    device, freed = next(model.parameters()).device, memory.Releaser()
+    group, device, freed = ranks.current(), next(model.parameters()).device, memory.Releaser()
+    lengths = [len(row.input_ids) for row in rows]
+    own = share_out(lengths, group.size)[group.rank]
     result = torch.zeros(len(rows), len(answer_head(model).answer_ids))
-    with progress("scoring", len(rows), "row") as bar:
-        for chosen in by_length([len(row.input_ids) for row in rows], tokens_per_batch):
+    with progress("scoring", len(own), "row") as bar:
+        for batch_of_own in by_length([lengths[row] for row in own], tokens_per_batch):
+            chosen = [own[number] for number in batch_of_own]
             ids = [rows[row].input_ids for row in chosen]
             batch = collate(ids, [target(None, None)] * len(chosen)).to(device)
-            result[list(chosen)] = in_use.run(functools.partial(_batch_logits, in_use, batch)).cpu()
+            result[chosen] = in_use.run(functools.partial(_batch_logits, in_use, batch)).cpu()
             bar.advance(len(chosen))
             freed.release()
     model.train(was_training)
+    group.add(result)  # every row is zero on all ranks but one
     return result
 
 
@@ -113,7 +118,9 @@ def predict_rows(model: nn.Module, prepared: Prepared, config: Config) -> tuple[
         return predicted, _speed(rows, seconds)
     share = config.eval.swap_share if swap == "uncertain" else 1.0
     where = predictions.least_certain(probabilities, share)
-    swapped_rows = encode_cached(encoder, [rows[i].comparison.swapped() for i in where], progress=True)
+    swapped_rows = ranks.current().run_first(
+        lambda: encode_cached(encoder, [rows[i].comparison.swapped() for i in where], progress=True)
+    )
     started = time.perf_counter()
     swapped = answer_logits(decoder, swapped_rows, tokens)
     swap_seconds = time.perf_counter() - started

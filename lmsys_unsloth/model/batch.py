@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -107,6 +108,24 @@ def by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[MicroBatch]
     return list(
         split_by_budget([(row,) for row in order], lengths, tokens_per_batch, rows_per_batch=len(lengths))
     )
+
+
+def share_out(costs: Sequence[int], parts: int) -> list[list[int]]:
+    """Divide items into parts of about equal cost; returns the indices of each part, in ascending order.
+
+    The costliest items come first, each to the part that has least so far: no part then exceeds 4/3 of the
+    best possible maximum (Graham 1969, doi:10.1137/0117039). Parts are empty where there are fewer items.
+
+    >>> share_out([5, 1, 4, 2], parts=2)
+    [[0, 1], [2, 3]]
+    """
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    least = [(0, part) for part in range(parts)]
+    for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
+        total, part = heapq.heappop(least)
+        shares[part].append(item)
+        heapq.heappush(least, (total + costs[item], part))
+    return [sorted(share) for share in shares]
 
 
 def split_by_budget(

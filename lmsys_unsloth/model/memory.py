@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
+from lmsys_unsloth.core import ranks
 from lmsys_unsloth.model.attention import has_flash_attention
 from lmsys_unsloth.model.families import known
 from lmsys_unsloth.model.families.family import Family
@@ -39,9 +40,12 @@ def peak_gb() -> float:
 
 
 def free_bytes() -> int:
-    """Return the memory that tensors can still get, of the GPU, or of this machine where there is none."""
+    """Return the memory that tensors can still get, of the GPU, or of this machine where there is none.
+
+    Ranks on one CPU share its memory.
+    """
     if not torch.cuda.is_available():
-        return int(psutil.virtual_memory().available)
+        return int(psutil.virtual_memory().available) // ranks.current().local_size
     unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return int(torch.cuda.mem_get_info()[0]) + unused
 

@@ -18,6 +18,7 @@ import_unsloth()  # patches transformers, so it must come before it
 from transformers import TrainerCallback
 
 from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.progress import progress
 from lmsys_unsloth.train.metric_logger import MetricLogger
 
@@ -87,12 +88,17 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.interrupted = ranks.current().any(
+            self.interrupted
+        )  # a signal reaches the ranks in different steps
         ended = state.global_step >= state.max_steps
         due = time.monotonic() - self.last >= self.seconds
         control.should_save |= ended or due or self.interrupted
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.run.mark_complete(state.global_step)
+        if ranks.current().first:
+            self.run.mark_complete(state.global_step)
         self.last = time.monotonic()
         if self.interrupted:
+            ranks.current().wait()  # the launcher ends all ranks when the first one has ended
             raise KeyboardInterrupt

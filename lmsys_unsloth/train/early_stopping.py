@@ -17,10 +17,12 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.files import replacing_folder, write_json
 from lmsys_unsloth.model.answer_head import answer_head
-from lmsys_unsloth.model.batch import collate, split_by_budget, target
+from lmsys_unsloth.model.batch import collate, share_out, split_by_budget, target
 from lmsys_unsloth.model.decoder import Decoder
+from lmsys_unsloth.model.parity import FallbackDecoder
 from lmsys_unsloth.model.trained_weights import load_trained_weights, save_weights, trained_parameters
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.train.metric_logger import MetricLogger
@@ -44,13 +46,24 @@ class Best:
     loss: float
 
 
-@torch.no_grad()
-def mean_loss(decoder: Decoder, rows: Sequence[EncodedRow]) -> float:
+def mean_loss(decoder: FallbackDecoder, rows: Sequence[EncodedRow]) -> float:
     """Compute the mean log loss of labelled rows with the head attached to the model, without dropout.
 
     ``rows`` are neighbours as the head requires it
-    (:attr:`~lmsys_unsloth.model.answer_head.AnswerHead.rows_per_unit`).
+    (:attr:`~lmsys_unsloth.model.answer_head.AnswerHead.rows_per_unit`). Each rank computes a share of them;
+    the result is the same on all.
     """
+    group, size = ranks.current(), answer_head(decoder.model).rows_per_unit
+    units = [range(start, start + size) for start in range(0, len(rows), size)]
+    costs = [sum(len(rows[row].input_ids) for row in unit) for unit in units]
+    own = [rows[row] for unit in share_out(costs, group.size)[group.rank] for row in units[unit]]
+    # A rank whose fast decoder fails computes its own share again, so the ranks meet after that.
+    losses: list[float] = group.gather(decoder.run(lambda: _summed_loss(decoder, own)))
+    return sum(losses) / len(rows)
+
+
+@torch.no_grad()
+def _summed_loss(decoder: Decoder, rows: Sequence[EncodedRow]) -> float:
     model, head, total = decoder.model, answer_head(decoder.model), 0.0
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
@@ -63,7 +76,7 @@ def mean_loss(decoder: Decoder, rows: Sequence[EncodedRow]) -> float:
         found = head.probabilities(decoder, batch).gather(1, labels[:, None])
         total -= found.log().sum().item()
     model.train(was_training)
-    return total / len(rows)
+    return total
 
 
 class EarlyStopping(TrainerCallback):  # type: ignore[misc]
@@ -99,16 +112,18 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         log.info("step %d: loss %.4f on the early-stopping set", step, loss)
         if self.best is None or loss < self.best.loss:
             self.best = Best(step, loss)
-            self._store(self.best)
+            if ranks.current().first:
+                self._store(self.best)
         since = [entry for entry in state.log_history if KEY in entry and entry["step"] > self.best.step]
         if self.patience is not None and len(since) >= self.patience and step < state.max_steps:
             log.info("no improvement in %d evaluations: training stops at step %d", self.patience, step)
             control.should_training_stop = self.stopped_early = True
 
     def load_best(self) -> Best:
-        """Load the best weights into the model."""
+        """Load the best weights into the model, on the first rank."""
         assert self.best is not None, "the last step is always evaluated"
-        load_trained_weights(self.model, self.folder / _WEIGHTS)
+        if ranks.current().first:
+            load_trained_weights(self.model, self.folder / _WEIGHTS)
         return self.best
 
     def _store(self, best: Best) -> None:

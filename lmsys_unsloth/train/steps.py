@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from lmsys_unsloth.model.batch import MicroBatch, split_by_budget
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.model.batch import MicroBatch, share_out, split_by_budget
 
 Step = tuple[MicroBatch, ...]
 """Micro-batches of row indices whose gradients are averaged in one optimiser step."""
@@ -68,6 +69,58 @@ def plan_steps(
             micro_batches += [cut[i] for i in random.permutation(len(cut))]
         steps += _fill_steps(micro_batches, lengths, rows_per_step, tokens_per_step or sys.maxsize)
     return steps
+
+
+def share_steps(
+    steps: Sequence[Step],
+    units: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    *,
+    ranks: int,
+    tokens_per_micro_batch: int,
+) -> list[list[Step]]:
+    """Divide the rows of every step over ranks, by numbers of tokens: the slowest rank decides its duration.
+
+    Args:
+        steps, units, lengths: as in :func:`plan_steps`; the rows of one unit stay together.
+        ranks: number of shares.
+        tokens_per_micro_batch: maximum rows × longest row in one forward pass.
+
+    Returns:
+        The steps of each rank, ``[ranks][steps]``. A share is empty in a step with fewer units than ranks.
+
+    Raises:
+        UserError: no step has a unit for each rank, so that some would never compute anything.
+    """
+    if ranks == 1:
+        return [list(steps)]
+    unit_of = {row: number for number, unit in enumerate(units) for row in unit}
+    in_steps = [list(dict.fromkeys(unit_of[row] for part in step for row in part)) for step in steps]
+    if (most := max(map(len, in_steps))) < ranks:
+        raise UserError(
+            f"{ranks} processes, but no optimiser step has more than {most} rows to divide over them "
+            f"(train.rows_per_step, train.tokens_per_step; both orders of a row count as one).\n"
+            f"  Start at most {most} processes, or raise train.rows_per_step."
+        )
+    shares: list[list[Step]] = [[] for _ in range(ranks)]
+    for numbers in in_steps:
+        costs = [sum(lengths[row] for row in units[number]) for number in numbers]
+        for share, chosen in zip(shares, share_out(costs, ranks), strict=True):
+            own = [units[numbers[i]] for i in chosen]
+            own.sort(key=lambda unit: max(lengths[row] for row in unit))
+            rows = sum(map(len, own))
+            share.append(tuple(split_by_budget(own, lengths, tokens_per_micro_batch, rows_per_batch=rows)))
+    return shares
+
+
+def evenness(shares: Sequence[Sequence[Step]], lengths: Sequence[int]) -> float:
+    """Mean tokens of a rank divided by those of the rank with most, summed over the steps; 1 if all are even.
+
+    >>> evenness([[((0,),)], [((1,),)]], lengths=[4, 2])
+    0.75
+    """
+    tokens = np.array([[sum(lengths[row] for part in s for row in part) for s in share] for share in shares])
+    return float(tokens.mean(axis=0).sum() / tokens.max(axis=0).sum())
 
 
 def merge_micro_batches(step: Step, lengths: Sequence[int], tokens: int) -> Step:

@@ -23,6 +23,7 @@ from trl import SFTConfig, SFTTrainer
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import TrainConfig
+from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model.answer_head import AnswerHead
 from lmsys_unsloth.model.batch import Batch, collate, target
@@ -35,6 +36,7 @@ from lmsys_unsloth.model.trained_weights import (
 )
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.train.callbacks import CheckpointCallback, ProgressCallback
+from lmsys_unsloth.train.gradients import add_gradients, check_gradients, seed_step
 from lmsys_unsloth.train.losses import answer_loss
 from lmsys_unsloth.train.metric_logger import MetricLogger
 from lmsys_unsloth.train.steps import Step
@@ -57,17 +59,26 @@ The 32-bit states then take 8 GB and more. Those of adapters of rank 16 take 0.3
 """
 
 
-class StepDataset(torch.utils.data.Dataset[list[Batch]]):
-    """Dataset whose item ``i`` holds the micro-batches of optimiser step ``i``."""
+class StepDataset(torch.utils.data.Dataset[tuple[list[Batch], int]]):
+    """Dataset whose item ``i`` holds this rank's micro-batches of optimiser step ``i``.
 
-    def __init__(self, steps: Sequence[Step], rows: Sequence[EncodedRow], head: AnswerHead) -> None:
-        self.steps, self.rows, self.head = steps, rows, head
+    Args:
+        steps: this rank's share of every step.
+        rows, head: what the indices in ``steps`` refer to, and the head that they are collated for.
+        totals: number of rows of every step, on all ranks together.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], rows: Sequence[EncodedRow], head: AnswerHead, totals: Sequence[int]
+    ) -> None:
+        self.steps, self.rows, self.head, self.totals = steps, rows, head, totals
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __getitem__(self, index: int) -> list[Batch]:
-        return [labelled_batch([self.rows[row] for row in rows], self.head) for rows in self.steps[index]]
+    def __getitem__(self, index: int) -> tuple[list[Batch], int]:
+        batches = [labelled_batch([self.rows[row] for row in rows], self.head) for rows in self.steps[index]]
+        return batches, self.totals[index]
 
 
 def labelled_batch(rows: Sequence[EncodedRow], head: AnswerHead) -> Batch:
@@ -83,7 +94,8 @@ def labelled_batch(rows: Sequence[EncodedRow], head: AnswerHead) -> Batch:
 class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose dataset items are optimiser steps, each made of micro-batches within a token budget.
 
-    The gradient of a step is that of the mean loss over its rows, however they are split into micro-batches.
+    The gradient of a step is that of the mean loss over its rows, however they are split into micro-batches
+    and over ranks.
     Checkpoints hold the trained weights only. The ``groups`` are those of
     :func:`~lmsys_unsloth.train.parameter_groups.parameter_groups`; the ``seed`` is that of dropout.
     """
@@ -123,21 +135,26 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(trained_parameters(self.model), folder / _WEIGHTS)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if ranks.current().first:
+            super()._save_checkpoint(model, trial)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained_weights(self.model, Path(resume_from_checkpoint) / _WEIGHTS)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)
 
-    def training_step(self, model: nn.Module, inputs: dict[str, list[Batch]], *_: Any, **__: Any) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         if not model.training:  # thousands of modules would be set in every step
             model.train()
-        planned = inputs["micro_batches"]
+        planned, rows = inputs["micro_batches"], inputs["rows"]
+        seed_step(self.args.seed, self.state.global_step)
         total = None
         while total is None:
             batches = [part for batch in planned for part in self.limit.split(batch)]
             try:
-                total = self.decoder.run(functools.partial(self._gradients, batches))
+                total = self.decoder.run(functools.partial(self._gradients, batches, rows))
             except RuntimeError as error:
                 if not memory.is_out_of_memory(error):
                     raise
@@ -145,6 +162,9 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
                 model.zero_grad()
                 self._reduce_memory(batches)
         self.limit.step_succeeded()
+        # The ranks meet only here: out of memory, or after a failure of the fast decoder, each computes its
+        # own share again.
+        total = add_gradients(trained_parameters(model).values(), total)
         if not getattr(self, "_gradients_checked", False) and not self._scales_gradients():
             check_gradients(model, total.item())
             self._gradients_checked = True
@@ -157,9 +177,9 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
             self.neftune_noise_alpha = self.train_config.neftune_alpha
             self.neftune_hook_handle = activate_neftune(self.model, self.neftune_noise_alpha)
 
-    def _gradients(self, batches: Sequence[Batch]) -> Tensor:
-        """Accumulate the gradient of the mean loss over all rows of ``batches``; returns that loss."""
-        rows, device = sum(map(len, batches)), self.args.device
+    def _gradients(self, batches: Sequence[Batch], rows: int) -> Tensor:
+        """Accumulate the gradient of the batches' summed loss divided by ``rows``; returns that loss."""
+        device = self.args.device
         total = torch.zeros((), device=device)
         for batch in batches:
             loss = answer_loss(self.decoder, batch.to(device), self.train_config) / rows
@@ -199,38 +219,9 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         return 0  # transformers' estimate assumes a loss at every position
 
 
-def _only(items: list[list[Batch]]) -> dict[str, list[Batch]]:
-    (micro_batches,) = items
-    return {"micro_batches": micro_batches}
-
-
-def check_gradients(model: nn.Module, loss: float) -> None:
-    """Check after the first step that the gradients are finite, and not all zero within the layers.
-
-    LoRA's A receives no gradient in the first step because B starts at zero; B must receive one. The answer
-    head receives one even if the layers do not.
-
-    Raises:
-        UserError: gradients are not finite, or all those of B, or of fully trained layers, are zero.
-    """
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    missing = [name for name, gradient in gradients.items() if gradient is None]
-    infinite = [name for name, g in gradients.items() if g is not None and not g.isfinite().all()]
-    inside = {name: g for name, g in gradients.items() if "answer_head" not in name and "lora_A" not in name}
-    moved = sum(bool(g.any()) for g in inside.values() if g is not None)
-    if infinite or loss != loss:
-        raise UserError(
-            f"first training step: loss {loss}, gradients not finite in {len(infinite)} of {len(gradients)} "
-            f"trained tensors ({', '.join(infinite[:3])} …).\n"
-            "  float16 overflows in Gemma: use model.dtype=bfloat16, or float32 on a CPU."
-        )
-    if not moved:
-        raise UserError(
-            f"first training step: loss {loss:.4f}, but every gradient within the layers is zero "
-            f"({len(missing)} of {len(gradients)} tensors have none), so nothing would be learned.\n"
-            "  The loss does not reach the trained weights: check lora.target_modules and lora.first_layer, "
-            "and that unsloth, trl and transformers have the pinned versions (env.json names them)."
-        )
+def _only(items: list[tuple[list[Batch], int]]) -> dict[str, Any]:
+    ((micro_batches, rows),) = items
+    return {"micro_batches": micro_batches, "rows": rows}
 
 
 def dummy_dataset() -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -14,23 +15,29 @@ from torch import nn
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import TrainConfig
+from lmsys_unsloth.core import ranks
+from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.model import loading, memory, trained_weights
 from lmsys_unsloth.model.answer_head import answer_head, attach_head
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder
 from lmsys_unsloth.model.parity import FallbackDecoder, choose_decoder
+from lmsys_unsloth.model.trained_weights import trained_parameters
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.prompting.prepared import Prepared
 from lmsys_unsloth.train.early_stopping import KEY, EarlyStopping, mean_loss
+from lmsys_unsloth.train.gradients import copy_from_first
 from lmsys_unsloth.train.metric_logger import MetricLogger
 from lmsys_unsloth.train.parameter_groups import parameter_groups
 from lmsys_unsloth.train.steps import (
     PLANNED_TOKENS,
     Step,
+    evenness,
     group_indices,
     merge_micro_batches,
     padding_share,
     plan_steps,
+    share_steps,
 )
 from lmsys_unsloth.train.trainer import AnswerTrainer, StepDataset
 
@@ -70,7 +77,8 @@ def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: M
         run=run, seed=config.seed, metric_logger=metric_logger, early_stopping=prepared.early_stopping,
         b_ratio=config.lora.b_learning_rate_ratio, head_learning_rate=config.head.learning_rate,
     )  # fmt: skip
-    trained_weights.save_adapters(model, run.adapter, config.model)
+    if ranks.current().first:
+        trained_weights.save_adapters(model, run.adapter, config.model)
     return model
 
 
@@ -90,24 +98,28 @@ def train(
 ) -> None:
     """Train ``model`` in place, resuming from the newest complete checkpoint if there is one.
 
+    Several ranks compute shares of every step, and end with the same weights; the first one writes.
+
     Args:
         model: model with its head attached, whose trained parameters require gradients.
         tokenizer: required by trl.
         rows: labelled rows.
         units: indices into ``rows``; the rows of one unit share an optimiser step.
         config, seed: settings, and the seed of the order of the rows.
-        run: gets ``checkpoints/`` and, at the end, ``training.json``.
+        run: where the first rank finds and writes ``checkpoints/`` and, at the end, ``training.json``.
         metric_logger: receives losses, learning rate and speed.
         early_stopping: labelled rows for ``config.evaluate_every``, none of them in ``rows``.
         b_ratio, head_learning_rate: see :func:`~lmsys_unsloth.train.parameter_groups.parameter_groups`.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint of the step.
-        UserError: the first step's gradients are all zero or not finite, or a single row does not fit into
-            memory.
+        UserError: the first step's gradients are all zero or not finite, a single row does not fit into
+            memory, or there are more ranks than rows in a step.
     """
+    group = ranks.current()
     lengths = [len(row.input_ids) for row in rows]
-    steps = _plan(units, lengths, config, seed)
+    planned = _plan(units, lengths, config, seed)
+    steps = _own_share(planned, units, lengths, config)
     decoder = choose_decoder(model, rows, fast=config.fast, training=True)
     packed = isinstance(decoder, FastDecoder)  # the reference decoder pads
     padding = 0.0 if packed else padding_share([batch for step in steps for batch in step], lengths)
@@ -119,10 +131,11 @@ def train(
         _set_up_frozen_layers(decoder, config, lengths)
     log.info(
         "training on %d rows: %d steps of up to %d rows, %s, %s",
-        len(rows), len(steps), config.rows_per_step,
+        len(rows), len(planned), config.rows_per_step,
         "no padding" if packed else f"{padding:.1%} padding", checkpointing,
     )  # fmt: skip
-    resumed_at, items = run.newest_checkpoint(), StepDataset(steps, rows, answer_head(model))
+    resumed_at = group.share(run.newest_checkpoint() if group.first else None)
+    items = StepDataset(steps, rows, answer_head(model), [sum(map(len, step)) for step in planned])
     groups = parameter_groups(
         model, learning_rate=config.learning_rate, weight_decay=config.weight_decay, b_ratio=b_ratio,
         layer_decay=config.layer_decay, head_learning_rate=head_learning_rate,
@@ -132,10 +145,11 @@ def train(
     stopping = None
     if config.evaluate_every is not None:
         stopping = EarlyStopping(
-            model, lambda: in_use.run(lambda: mean_loss(in_use, early_stopping)), run.best_checkpoint,
+            model, lambda: mean_loss(in_use, early_stopping), run.best_checkpoint,
             every=config.evaluate_every, patience=config.patience, metric_logger=metric_logger,
         )  # fmt: skip
         trainer.add_callback(stopping)
+    copy_from_first(trained_parameters(model).values())
     started = time.perf_counter()
     with trainer.checkpoints.catch_signals():
         trainer.train(resume_from_checkpoint=None if resumed_at is None else str(run.checkpoint(resumed_at)))
@@ -143,13 +157,19 @@ def train(
     summary = {
         "steps": done,
         "resumed_at_step": resumed_at or 0,
-        **_speed(steps[resumed_at or 0 : done], lengths, time.perf_counter() - started),
+        **_speed(planned[resumed_at or 0 : done], lengths, time.perf_counter() - started),
+        **({"processes": group.size} if group.size > 1 else {}),
         "padding_share": padding,
         "fast": isinstance(in_use.current, FastDecoder),
         **({} if trainer.fast_steps is None else {"fast_steps": trainer.fast_steps}),
         "peak_memory_gb": memory.peak_gb(),
         **(_use_best(stopping, early_stopping) if stopping is not None else {}),
     }
+    copy_from_first(
+        trained_parameters(model).values()
+    )  # of the best step, which only the first rank has loaded
+    if not group.first:
+        return
     metric_logger.summarize({f"train/{key}": value for key, value in summary.items()})
     write_json(run.training, {**summary, "learning_curve": _learning_curve(trainer)})
 
@@ -184,6 +204,28 @@ def _plan(
         seed=seed,
     )
     return steps[: config.max_steps]
+
+
+def _own_share(
+    planned: Sequence[Step], units: Sequence[Sequence[int]], lengths: Sequence[int], config: TrainConfig
+) -> list[Step]:
+    """This rank's share of the steps, which all ranks must have planned alike."""
+    group, limit = ranks.current(), config.tokens_per_micro_batch
+    digests = group.gather(hashlib.sha256(repr((planned, list(lengths))).encode()).hexdigest())
+    if different := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
+        raise UserError(
+            f"rank {', '.join(map(str, different))} read other rows than rank 0.\n"
+            "  Give all machines the same files and the same version of this program."
+        )
+    shares = share_steps(
+        planned, units, lengths, ranks=group.size,
+        tokens_per_micro_batch=PLANNED_TOKENS if limit == "auto" else limit,
+    )  # fmt: skip
+    if group.size > 1:
+        log.info(
+            "%d processes: %.0f%% of the time of an even split", group.size, 100 / evenness(shares, lengths)
+        )
+    return shares[group.rank]
 
 
 def _merge_as_memory_allows(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import chain, pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsys_unsloth.train.steps import merge_micro_batches, padding_share, plan_steps
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.train.steps import evenness, merge_micro_batches, padding_share, plan_steps, share_steps
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=80)
 
@@ -97,3 +99,48 @@ def test_merged_micro_batches_hold_the_same_rows_within_the_limit(lengths: list[
         sizes = [sum(lengths[row] for row in part) for part in parts]
         assert all(size <= limit or part in step for part, size in zip(parts, sizes, strict=True))
         assert all(one + other > limit for one, other in pairwise(sizes)), "could be joined"
+
+
+@given(LENGTHS, st.integers(2, 4), st.integers(2, 20), st.integers(1, 2000), st.booleans())
+def test_ranks_share_the_units_of_every_step(
+    lengths: list[int], ranks: int, rows_per_step: int, budget: int, pairs: bool
+) -> None:
+    lengths = [length for length in lengths for _ in range(1 + pairs)]
+    units = [[row, row + 1] if pairs else [row] for row in range(0, len(lengths), 1 + pairs)]
+    steps = plan_steps(
+        units, lengths, epochs=1, rows_per_step=rows_per_step, tokens_per_micro_batch=budget, seed=0
+    )
+    if max(sum(map(len, step)) for step in steps) < ranks * (1 + pairs):
+        with pytest.raises(UserError, match=f"{ranks} processes"):
+            share_steps(steps, units, lengths, ranks=ranks, tokens_per_micro_batch=budget)
+        return
+    shares = share_steps(steps, units, lengths, ranks=ranks, tokens_per_micro_batch=budget)
+    assert [len(share) for share in shares] == [len(steps)] * ranks
+    for step, *parts in zip(steps, *shares, strict=True):
+        own = [list(chain.from_iterable(part)) for part in parts]
+        assert sorted(chain.from_iterable(own)) == sorted(chain.from_iterable(step))
+        assert all((unit[0] in rows) == (unit[-1] in rows) for unit in units for rows in own)
+        tokens = [sum(lengths[row] for row in rows) for rows in own]
+        largest = max(sum(lengths[row] for row in unit) for unit in units)
+        assert max(tokens) - min(tokens) <= largest
+        batches = [batch for part in parts for batch in part]
+        assert all(
+            len(batch) * max(lengths[row] for row in batch) <= budget or len(batch) == 1 + pairs
+            for batch in batches
+        )
+    assert 1 / ranks <= evenness(shares, lengths) <= 1
+
+
+def test_shares_of_arena_like_rows_are_nearly_even() -> None:
+    lengths = np.random.default_rng(0).lognormal(6.8, 0.6, 4000).clip(100, 3000).astype(int).tolist()
+    units = [[row] for row in range(len(lengths))]
+    steps = plan_steps(units, lengths, epochs=1, rows_per_step=64, tokens_per_micro_batch=2048, seed=0)
+    shares = share_steps(steps, units, lengths, ranks=8, tokens_per_micro_batch=2048)
+    assert evenness(shares, lengths) > 0.97
+
+
+def test_one_process_computes_the_planned_micro_batches() -> None:
+    steps = [((0, 1), (2,)), ((3,),)]
+    assert share_steps(steps, [[0], [1], [2], [3]], [9, 9, 9, 9], ranks=1, tokens_per_micro_batch=9) == [
+        steps
+    ]

@@ -135,7 +135,7 @@ def test_the_head_runs_at_answer_positions_only(folder: Path, tmp_path: Path) ->
 
 
 def test_zero_or_infinite_gradients_stop_the_run(folder: Path) -> None:
-    from lmsys_unsloth.train.trainer import check_gradients
+    from lmsys_unsloth.train.gradients import check_gradients
 
     model = adapted(folder)
     with pytest.raises(UserError, match="every gradient within the layers is zero"):
