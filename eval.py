@@ -45,7 +45,9 @@ def evaluate(config: Config, members: Sequence[Member], output: Run) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(composed: DictConfig) -> None:
     with arguments.messages():
-        evaluate(*arguments.open_evaluation(composed))
+        config, members, output = arguments.open_evaluation(composed)
+        with arguments.locked(output):
+            evaluate(config, members, output)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ def train(config: Config, run: Run) -> None:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(composed: DictConfig) -> None:
     with arguments.messages():
-        train(*arguments.open_training_run(composed))
+        config, run = arguments.open_training_run(composed)
+        with arguments.locked(run):
+            train(config, run)
 
 
 if __name__ == "__main__":

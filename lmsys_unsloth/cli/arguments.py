@@ -21,7 +21,7 @@ from lmsys_unsloth.config.parsing import Config, is_known_key, parse_config
 from lmsys_unsloth.config.prompt_file import use_prompt_file
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core import ranks
-from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.errors import UserError, WriteError
 from lmsys_unsloth.core.ranks import RankLost
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def messages() -> Iterator[None]:
     except UserError as error:
         if ranks.current().report(str(error)):
             print(f"error: {_of_rank()}{error}", file=sys.stderr)
+        if isinstance(error, WriteError) and ranks.current().first:
+            _print_how_to_resume()
         sys.exit(2)
     except KeyboardInterrupt:
         if lost := ranks.current().lost():
@@ -92,6 +94,11 @@ def messages() -> Iterator[None]:
     except Exception as error:
         ranks.current().report(f"{type(error).__name__}: {error}")
         raise
+
+
+def locked(run: Run) -> AbstractContextManager[None]:
+    """Keep other commands out of a run directory; the ranks of one command share it."""
+    return run.locked() if ranks.current().first else nullcontext()
 
 
 def _print_lost(lost: RankLost) -> None:

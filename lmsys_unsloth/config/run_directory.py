@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,16 @@ import yaml
 from lmsys_unsloth.config.environment import describe_environment
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.core.files import write_json, write_text
+from lmsys_unsloth.core.files import write_errors, write_json, write_text
 
 log = logging.getLogger(__name__)
 
 _CHECKPOINT = "checkpoint-"
 _COMPLETE = "complete.json"
-"""Name of the last file written into a checkpoint; without it the checkpoint is incomplete and not used."""
+"""Name of the last file written into a checkpoint, with hashes of the others; without it the checkpoint is
+incomplete and not used."""
+_LOCK = ".lock"
+"""Name of the file that a process locks while it works in the run directory."""
 
 
 class _Inside:
@@ -149,23 +155,75 @@ class Run:
         """Folder of the checkpoint after optimiser step ``step``."""
         return self.checkpoints / f"{_CHECKPOINT}{step}"
 
-    def mark_complete(self, step: int) -> None:
-        """Record that the checkpoint after ``step`` was written completely."""
-        write_json(self.checkpoint(step) / _COMPLETE, {"step": step})
+    def mark_complete(self, step: int, keep: int) -> None:
+        """Record that the checkpoint after ``step`` is complete; delete all but the ``keep`` newest."""
+        folder = self.checkpoint(step)
+        files = {path.name: _digest(path) for path in folder.iterdir() if path.name != _COMPLETE}
+        write_json(folder / _COMPLETE, {"step": step, "sha256": files})
+        complete = [n for n in self._checkpoint_steps() if (self.checkpoint(n) / _COMPLETE).is_file()]
+        for old in complete[keep:]:
+            shutil.rmtree(self.checkpoint(old))
 
     def newest_checkpoint(self) -> int | None:
-        """Return the step of the newest complete checkpoint; incomplete newer ones are deleted."""
-        folders = self.checkpoints.glob(f"{_CHECKPOINT}*")
-        for step in sorted((int(folder.name.removeprefix(_CHECKPOINT)) for folder in folders), reverse=True):
-            if (self.checkpoint(step) / _COMPLETE).is_file():
+        """Return the step of the newest complete checkpoint; incomplete or damaged newer ones are deleted."""
+        for step in self._checkpoint_steps():
+            problem = _problem_of_checkpoint(self.checkpoint(step))
+            if problem is None:
                 return step
-            log.warning("%s is incomplete and is deleted", self.checkpoint(step))
+            log.warning("%s %s; it is deleted, and the one before it used", self.checkpoint(step), problem)
             shutil.rmtree(self.checkpoint(step))
         return None
+
+    def _checkpoint_steps(self) -> list[int]:
+        """Steps of all checkpoints, the newest first."""
+        folders = self.checkpoints.glob(f"{_CHECKPOINT}*")
+        return sorted((int(folder.name.removeprefix(_CHECKPOINT)) for folder in folders), reverse=True)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the run directory; the system ends the lock with the process.
+
+        Raises:
+            UserError: another process works in the directory.
+        """
+        from filelock import FileLock, Timeout
+
+        with write_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / _LOCK, timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise UserError(
+                    f"{self.path}: another process is training or scoring in this run directory.\n"
+                    "  Wait until it has ended, or stop it; its lock ends with it."
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def can_resume(self) -> bool:
         """Whether there is a checkpoint from which training can resume."""
         return any(self.checkpoints.glob(f"{_CHECKPOINT}*"))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _problem_of_checkpoint(folder: Path) -> str | None:
+    """What makes a checkpoint unusable, as a verb phrase; None if nothing does."""
+    try:
+        recorded = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "is incomplete"
+    damaged = [
+        name for name, value in recorded.items()
+        if not (folder / name).is_file() or _digest(folder / name) != value
+    ]  # fmt: skip
+    return f"is damaged ({', '.join(damaged)})" if damaged else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from lmsys_unsloth.config.durations import Duration
+
 
 class Section(BaseModel):
     """Base class of all sections: immutable, rejects unknown keys and converts no types."""
@@ -181,6 +183,11 @@ class TrainConfig(Section):
     """Optimiser steps between two logged losses."""
     save_every_minutes: NonNegativeFloat
     """Minutes of training between two checkpoints; 0: one after every step. There is one at the end too."""
+    keep: PositiveInt
+    """Number of the newest complete checkpoints that are kept; with 2 a damaged one costs no training."""
+    time_budget: Duration | None
+    """Time for all steps, evaluations and checkpoints (``2h``, ``1h30m``, ``45m``, ``90s``): fewer steps are
+    trained if they do not fit, and the learning rate schedule is completed in time. null: all steps."""
 
 
 class EvalConfig(Section):

@@ -8,3 +8,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class WriteError(UserError):
+    """A file can't be written: the disk is full, or the folder may not be written to."""

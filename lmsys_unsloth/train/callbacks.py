@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lmsys_unsloth.model.unsloth_import import import_unsloth
@@ -19,8 +20,10 @@ from transformers import TrainerCallback
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core import ranks
+from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.progress import progress
 from lmsys_unsloth.train.metric_logger import MetricLogger
+from lmsys_unsloth.train.time_budget import TimeBudget
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +55,13 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Asks for a checkpoint ``minutes`` after the last one, at the end and on Ctrl-C; marks complete ones."""
+    """Asks for a checkpoint ``minutes`` after the last one, at the end and on Ctrl-C; marks complete ones.
 
-    def __init__(self, run: Run, minutes: float) -> None:
-        self.run, self.seconds, self.interrupted = run, 60 * minutes, False
+    All but the ``keep`` newest complete ones are deleted.
+    """
+
+    def __init__(self, run: Run, minutes: float, keep: int) -> None:
+        self.run, self.seconds, self.keep, self.interrupted = run, 60 * minutes, keep, False
 
     @contextlib.contextmanager
     def catch_signals(self) -> Iterator[None]:
@@ -88,17 +94,53 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.interrupted = ranks.current().any(
-            self.interrupted
-        )  # a signal reaches the ranks in different steps
+        # A signal reaches the ranks in different steps.
+        self.interrupted = ranks.current().any(self.interrupted)
         ended = state.global_step >= state.max_steps
         due = time.monotonic() - self.last >= self.seconds
         control.should_save |= ended or due or self.interrupted
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if ranks.current().first:
-            self.run.mark_complete(state.global_step)
+            self.run.mark_complete(state.global_step, self.keep)
         self.last = time.monotonic()
         if self.interrupted:
             ranks.current().wait()  # the launcher ends all ranks when the first one has ended
             raise KeyboardInterrupt
+
+
+class TimeBudgetCallback(TrainerCallback):  # type: ignore[misc]
+    """Ends training with the last step that fits into a time budget, by the clock of the first rank."""
+
+    def __init__(self, budget: TimeBudget) -> None:
+        self.budget = budget
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.budget.step_begins(state.global_step)
+        self.budget.progress = ranks.current().share(self.budget.progress)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        last = ranks.current().share(self.budget.step_ends(state.global_step - 1))
+        if last and state.global_step < state.max_steps:
+            control.should_training_stop = True
+
+
+class FiniteLossCallback(TrainerCallback):  # type: ignore[misc]
+    """Stops at a logged loss that is not finite, before anything computed from it is saved.
+
+    Args:
+        describe: returns the error, given the first and last step since the last logged loss and that loss.
+    """
+
+    def __init__(self, describe: Callable[[int, int, float], UserError]) -> None:
+        self.describe, self.logged = describe, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.logged = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise self.describe(self.logged + 1, state.global_step, logs["loss"])
+        self.logged = state.global_step

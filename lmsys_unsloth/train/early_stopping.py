@@ -104,7 +104,7 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
-        if step % self.every and step != state.max_steps:
+        if step % self.every and step != state.max_steps and not control.should_training_stop:
             return
         loss = self.evaluate()
         state.log_history.append({"step": step, KEY: loss})

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
+
+SHOWN_IDS = 20
+"""Number of rows that an error names."""
 
 
 def add_gradients(weights: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
@@ -87,3 +91,20 @@ def check_gradients(model: nn.Module, loss: float) -> None:
             "  The loss does not reach the trained weights: check lora.target_modules and lora.first_layer, "
             "and that unsloth, trl and transformers have the pinned versions (env.json names them)."
         )
+
+
+def not_finite(first: int, last: int, loss: float, ids: Sequence[str], run: Run) -> UserError:
+    """Return the error of a loss or weights that are not finite, found after steps ``first`` to ``last``."""
+    shown = ", ".join(ids[:SHOWN_IDS]) + (f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else "")
+    saved = run.newest_checkpoint()
+    good = (
+        "There is no checkpoint yet"
+        if saved is None
+        else f"The last good checkpoint is {run.checkpoint(saved)}"
+    )
+    steps = f"step {last}" if first >= last else f"steps {first} to {last}"
+    return UserError(
+        f"training {steps}: loss {loss}, of the rows {shown}.\n"
+        f"  {good}; nothing was saved since. Look at these rows, lower train.learning_rate, or use "
+        "model.dtype=bfloat16 (float32 on a CPU)."
+    )

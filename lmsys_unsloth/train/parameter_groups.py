@@ -1,12 +1,21 @@
-"""Learning rates of the trained parameters, as groups of the optimiser."""
+"""The optimiser: which one, and learning rates of the trained parameters as its groups."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
+from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.model.trained_weights import LAYER
+
+LARGE = 10**9
+"""Number of trained weights from which ``train.optimizer=auto`` chooses 8-bit states.
+
+The 32-bit states then take 8 GB and more. Those of adapters of rank 16 take 0.3 GB for Llama 3 8B, and the
+8-bit optimiser waits for the GPU after every tensor: 4.3 ms a step against 0.5 for 112 tensors (H200).
+"""
 
 
 def parameter_groups(
@@ -42,3 +51,12 @@ def parameter_groups(
         by_rate.setdefault(rate, []).append(parameter)
     rates = sorted(by_rate, key=lambda rate: (rate != learning_rate, -rate))
     return [{"params": by_rate[rate], "lr": rate, "weight_decay": weight_decay} for rate in rates]
+
+
+def optimizer_name(config: TrainConfig, trained: int) -> str:
+    """Return the name of the optimiser in transformers for a number of trained weights."""
+    if not torch.cuda.is_available():
+        return "adamw_torch_fused"  # 8-bit states need a GPU
+    if config.optimizer != "auto":
+        return config.optimizer
+    return "adamw_8bit" if trained >= LARGE else "adamw_torch_fused"

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
+import json
 import math
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from lmsys_unsloth.core.files import write_json
+
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+
+_FILE = "time_budget.json"
+"""Name of the file in a checkpoint."""
 
 RECENT = 20
 """Number of steps whose speed predicts that of the following ones."""
@@ -34,6 +42,16 @@ class Used:
     """Fraction of the learning rate schedule that is done."""
     rate: float | None = None
     """Tokens per second of recent steps; None before any was timed."""
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Used | None:
+        """Read what :meth:`write` wrote; None for a checkpoint of a training without a budget."""
+        file = checkpoint / _FILE
+        return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    def write(self, checkpoint: Path) -> None:
+        """Write into the folder of a checkpoint."""
+        write_json(checkpoint / _FILE, dataclasses.asdict(self))
 
 
 class TimeBudget:

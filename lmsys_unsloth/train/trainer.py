@@ -25,6 +25,7 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.files import write_errors
 from lmsys_unsloth.model.answer_head import AnswerHead
 from lmsys_unsloth.model.batch import Batch, collate, target
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, compute_dtype
@@ -35,11 +36,18 @@ from lmsys_unsloth.model.trained_weights import (
     trained_parameters,
 )
 from lmsys_unsloth.prompting.encoding import EncodedRow
-from lmsys_unsloth.train.callbacks import CheckpointCallback, ProgressCallback
-from lmsys_unsloth.train.gradients import add_gradients, check_gradients, seed_step
+from lmsys_unsloth.train.callbacks import (
+    CheckpointCallback,
+    FiniteLossCallback,
+    ProgressCallback,
+    TimeBudgetCallback,
+)
+from lmsys_unsloth.train.gradients import add_gradients, check_gradients, not_finite, seed_step
 from lmsys_unsloth.train.losses import answer_loss
 from lmsys_unsloth.train.metric_logger import MetricLogger
+from lmsys_unsloth.train.parameter_groups import optimizer_name
 from lmsys_unsloth.train.steps import Step
+from lmsys_unsloth.train.time_budget import TimeBudget, learning_rate_factor
 from lmsys_unsloth.train.tokens_limit import TokensLimit
 
 if TYPE_CHECKING:
@@ -50,13 +58,6 @@ log = logging.getLogger(__name__)
 
 _WEIGHTS = "weights.safetensors"
 """Name of the trained weights in a checkpoint."""
-
-LARGE = 10**9
-"""Number of trained weights from which ``train.optimizer=auto`` chooses 8-bit states.
-
-The 32-bit states then take 8 GB and more. Those of adapters of rank 16 take 0.3 GB for Llama 3 8B, and the
-8-bit optimiser waits for the GPU after every tensor: 4.3 ms a step against 0.5 for 112 tensors (H200).
-"""
 
 
 class StepDataset(torch.utils.data.Dataset[tuple[list[Batch], int]]):
@@ -97,17 +98,20 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
     The gradient of a step is that of the mean loss over its rows, however they are split into micro-batches
     and over ranks.
     Checkpoints hold the trained weights only. The ``groups`` are those of
-    :func:`~lmsys_unsloth.train.parameter_groups.parameter_groups`; the ``seed`` is that of dropout.
+    :func:`~lmsys_unsloth.train.parameter_groups.parameter_groups`; the ``seed`` is that of dropout. With a
+    ``budget`` the learning rate follows its progress, and training ends when it is used up.
     """
 
     def __init__(
         self, decoder: FallbackDecoder, tokenizer: PreTrainedTokenizerBase, steps: StepDataset,
         config: TrainConfig, groups: list[dict[str, Any]], run: Run, seed: int, metric_logger: MetricLogger,
+        budget: TimeBudget | None = None,
     ) -> None:  # fmt: skip
         model = decoder.model
-        self.decoder, self.steps, self.train_config = decoder, steps, config
-        self.groups, self.memory = groups, memory.Releaser()
-        self.limit, self.checkpoints = TokensLimit(), CheckpointCallback(run, config.save_every_minutes)
+        self.decoder, self.steps, self.train_config, self.run = decoder, steps, config, run
+        self.groups, self.memory, self.budget = groups, memory.Releaser(), budget
+        self.limit = TokensLimit()
+        self.checkpoints = CheckpointCallback(run, config.save_every_minutes, config.keep)
         self.fast_steps: int | None = None
         """Number of steps before the fast decoder failed; None if it did not."""
         dtypes = {name: weight.dtype for name, weight in trained_parameters(model).items()}
@@ -116,7 +120,12 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
             args=_arguments(decoder.current, config, len(steps), run.checkpoints, seed),
             train_dataset=dummy_dataset(),
             processing_class=tokenizer,
-            callbacks=[ProgressCallback(len(steps), metric_logger), self.checkpoints],
+            callbacks=[
+                *([] if budget is None else [TimeBudgetCallback(budget)]),
+                FiniteLossCallback(self._not_finite),
+                ProgressCallback(len(steps), metric_logger),
+                self.checkpoints,
+            ],
         )
         self.remove_callback(PrinterCallback)
         decoder.on_failure = self._fast_decoder_failed
@@ -130,14 +139,40 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         self.optimizer = kind(self.groups, **settings)
         return cast(torch.optim.Optimizer, self.optimizer)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.budget is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        budget, config = self.budget, self.train_config
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer,
+            lambda _: learning_rate_factor(config.lr_scheduler, budget.progress, config.warmup_ratio),
+        )
+        return self.lr_scheduler
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        self.require_finite_weights()
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(trained_parameters(self.model), folder / _WEIGHTS)
+        if self.budget is not None:
+            self.budget.used.write(folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if ranks.current().first:
-            super()._save_checkpoint(model, trial)
+            with write_errors(self.run.checkpoint(self.state.global_step)):
+                super()._save_checkpoint(model, trial)
+
+    def require_finite_weights(self) -> None:
+        """Raise :class:`UserError` if a trained weight is not finite, as a loss logged later would show."""
+        if not all(bool(weight.isfinite().all()) for weight in trained_parameters(self.model).values()):
+            step = self.state.global_step
+            raise self._not_finite(max(1, step - self.args.logging_steps), step, float("nan"))
+
+    def _not_finite(self, first: int, last: int, loss: float) -> UserError:
+        rows = [
+            self.steps.rows[row] for step in self.steps.steps[first - 1 : last] for b in step for row in b
+        ]
+        return not_finite(first, last, loss, [row.comparison.id for row in rows], self.run)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_trained_weights(self.model, Path(resume_from_checkpoint) / _WEIGHTS)
@@ -165,7 +200,7 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         # The ranks meet only here: out of memory, or after a failure of the fast decoder, each computes its
         # own share again.
         total = add_gradients(trained_parameters(model).values(), total)
-        if not getattr(self, "_gradients_checked", False) and not self._scales_gradients():
+        if not getattr(self, "_gradients_checked", False) and not self.args.fp16:
             check_gradients(model, total.item())
             self._gradients_checked = True
         return total
@@ -211,10 +246,6 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _scales_gradients(self) -> bool:
-        """Whether the loss is scaled (float16): the first gradients may overflow until the scale settles."""
-        return bool(self.args.fp16)
-
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # transformers' estimate assumes a loss at every position
 
@@ -245,15 +276,16 @@ def _arguments(decoder: Decoder, config: TrainConfig, steps: int, checkpoints: P
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm or 0.0,  # 0 switches clipping off
         neftune_noise_alpha=noise,
-        optim=_optimizer(config, trained=sum(p.numel() for p in trained_parameters(decoder.model).values())),
+        optim=optimizer_name(
+            config, trained=sum(p.numel() for p in trained_parameters(decoder.model).values())
+        ),
         bf16=on_gpu and dtype == torch.bfloat16,
         fp16=on_gpu and dtype == torch.float16,
         use_cpu=not on_gpu,
         gradient_checkpointing=False,  # done by the decoder or by unsloth
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,  # would wait for the GPU at every step
-        save_strategy="no",  # CheckpointCallback decides
-        save_total_limit=2,  # the newest may be incomplete after a kill
+        save_strategy="no",  # CheckpointCallback decides, and deletes old ones
         report_to="none",
         disable_tqdm=True,
         seed=seed,
@@ -262,12 +294,3 @@ def _arguments(decoder: Decoder, config: TrainConfig, steps: int, checkpoints: P
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
-
-
-def _optimizer(config: TrainConfig, trained: int) -> str:
-    """Name of the optimiser in transformers for a number of trained weights."""
-    if not torch.cuda.is_available():
-        return "adamw_torch_fused"  # 8-bit states need a GPU
-    if config.optimizer != "auto":
-        return config.optimizer
-    return "adamw_8bit" if trained >= LARGE else "adamw_torch_fused"

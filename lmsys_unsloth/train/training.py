@@ -39,6 +39,7 @@ from lmsys_unsloth.train.steps import (
     plan_steps,
     share_steps,
 )
+from lmsys_unsloth.train.time_budget import TimeBudget, Used
 from lmsys_unsloth.train.trainer import AnswerTrainer, StepDataset
 
 if TYPE_CHECKING:
@@ -113,8 +114,9 @@ def train(
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint of the step.
-        UserError: the first step's gradients are all zero or not finite, a single row does not fit into
-            memory, or there are more ranks than rows in a step.
+        UserError: a loss, the first step's gradients or trained weights are not finite, or all those
+            gradients zero; a single row does not fit into memory; there are more ranks than rows in a step.
+        WriteError: a checkpoint can't be written.
     """
     group = ranks.current()
     lengths = [len(row.input_ids) for row in rows]
@@ -141,7 +143,8 @@ def train(
         layer_decay=config.layer_decay, head_learning_rate=head_learning_rate,
     )  # fmt: skip
     in_use = FallbackDecoder(decoder, checkpointed=config.checkpoint != "none")
-    trainer = AnswerTrainer(in_use, tokenizer, items, config, groups, run, seed, metric_logger)
+    budget = _time_budget(config, planned, lengths, early_stopping, run, resumed_at)
+    trainer = AnswerTrainer(in_use, tokenizer, items, config, groups, run, seed, metric_logger, budget)
     stopping = None
     if config.evaluate_every is not None:
         stopping = EarlyStopping(
@@ -153,9 +156,11 @@ def train(
     started = time.perf_counter()
     with trainer.checkpoints.catch_signals():
         trainer.train(resume_from_checkpoint=None if resumed_at is None else str(run.checkpoint(resumed_at)))
+    trainer.require_finite_weights()
     done = trainer.state.global_step  # fewer than planned if it stopped early
     summary = {
         "steps": done,
+        "planned_steps": len(planned),
         "resumed_at_step": resumed_at or 0,
         **_speed(planned[resumed_at or 0 : done], lengths, time.perf_counter() - started),
         **({"processes": group.size} if group.size > 1 else {}),
@@ -163,6 +168,7 @@ def train(
         "fast": isinstance(in_use.current, FastDecoder),
         **({} if trainer.fast_steps is None else {"fast_steps": trainer.fast_steps}),
         "peak_memory_gb": memory.peak_gb(),
+        **({} if budget is None else {"time_budget": budget.seconds, "time_used": budget.used.seconds}),
         **(_use_best(stopping, early_stopping) if stopping is not None else {}),
     }
     copy_from_first(
@@ -172,6 +178,21 @@ def train(
         return
     metric_logger.summarize({f"train/{key}": value for key, value in summary.items()})
     write_json(run.training, {**summary, "learning_curve": _learning_curve(trainer)})
+
+
+def _time_budget(
+    config: TrainConfig, planned: Sequence[Step], lengths: Sequence[int],
+    early_stopping: Sequence[EncodedRow], run: Run, resumed_at: int | None,
+) -> TimeBudget | None:  # fmt: skip
+    if config.time_budget is None:
+        return None
+    return TimeBudget(
+        config.time_budget,
+        [sum(lengths[row] for rows in step for row in rows) for step in planned],
+        evaluate_every=config.evaluate_every,
+        evaluation_tokens=sum(len(row.input_ids) for row in early_stopping),
+        used=None if resumed_at is None else Used.read(run.checkpoint(resumed_at)),
+    )
 
 
 def _set_up_frozen_layers(decoder: FastDecoder, config: TrainConfig, lengths: Sequence[int]) -> None:

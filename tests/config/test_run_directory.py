@@ -90,7 +90,7 @@ def test_the_newest_complete_checkpoint_is_used(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for step in (9, 10):
         run.checkpoint(step).mkdir(parents=True)
-        run.mark_complete(step)
+        run.mark_complete(step, keep=2)
     assert run.can_resume() and run.newest_checkpoint() == 10
 
 
@@ -98,7 +98,7 @@ def test_newer_incomplete_checkpoints_are_deleted(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for step in (2, 4, 6):
         run.checkpoint(step).mkdir(parents=True)
-    run.mark_complete(4)
+    run.mark_complete(4, keep=2)
     assert run.newest_checkpoint() == 4
     assert sorted(folder.name for folder in run.checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
 

@@ -21,6 +21,7 @@ from lmsys_unsloth.model import loading, memory, trained_weights
 from lmsys_unsloth.model.decoder import FastDecoder
 from lmsys_unsloth.model.unsloth_import import import_unsloth
 from lmsys_unsloth.report.tracking import NoTracker
+from lmsys_unsloth.train import parameter_groups
 
 pytestmark = pytest.mark.slow  # each trains a model
 
@@ -258,8 +259,6 @@ def test_fifty_steps_of_smollm2_follow_the_ordinary_path(tmp_path: Path) -> None
 def test_adapters_get_an_optimiser_that_never_waits_for_the_gpu(
     chosen: Any, gpu: bool, trained: int, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmsys_unsloth.train import trainer
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     config = TRAIN.model_copy(update={"optimizer": chosen})
-    assert trainer._optimizer(config, trained=trained) == expected
+    assert parameter_groups.optimizer_name(config, trained=trained) == expected
