@@ -61,7 +61,11 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, run: Run, minutes: float, keep: int) -> None:
-        self.run, self.seconds, self.keep, self.interrupted = run, 60 * minutes, keep, False
+        self.run, self.seconds, self.keep = run, 60 * minutes, keep
+        self.signalled = False
+        """Whether this process got a signal."""
+        self.interrupted = False
+        """Whether any rank had got a signal at the end of the last step, so that all stop after it."""
 
     @contextlib.contextmanager
     def catch_signals(self) -> Iterator[None]:
@@ -74,9 +78,9 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         """
 
         def handle(number: int, frame: Any) -> None:
-            if self.interrupted:
+            if self.signalled:
                 raise KeyboardInterrupt
-            self.interrupted = True
+            self.signalled = True
             log.warning("stopping after this step, with a checkpoint; once more: stop at once")
 
         if threading.current_thread() is not threading.main_thread():
@@ -94,8 +98,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # A signal reaches the ranks in different steps.
-        self.interrupted = ranks.current().any(self.interrupted)
+        self.interrupted = ranks.current().any(self.signalled)
         ended = state.global_step >= state.max_steps
         due = time.monotonic() - self.last >= self.seconds
         control.should_save |= ended or due or self.interrupted

@@ -239,6 +239,14 @@ def versions(
     return preflight._versions()
 
 
+@pytest.mark.parametrize(
+    ("swap", "processes", "verdict"), [("none", 4, "ok"), ("both", 2, "ok"), ("both", 3, "error")]
+)
+def test_every_process_needs_a_row_in_a_step(swap: str, processes: int, verdict: str) -> None:
+    settings = config("train.rows_per_step=4", f"data.swap={swap}")
+    assert preflight._processes(settings, processes).verdict == verdict
+
+
 def test_versions_are_compared_with_the_requirements_of_the_checkout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

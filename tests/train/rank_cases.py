@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "resumed": {},
     "failing": {},
 }
-DEADLY_STEP = 3
+SIGNALLED_STEP, DEADLY_STEP = 2, 3
 
 
 def train_case(name: str, model_folder: Path, run: Run) -> dict[str, torch.Tensor]:
@@ -63,19 +63,20 @@ def fail_on_rank_1() -> Callable[[], None]:
     return lambda: setattr(trainer, "answer_loss", ordinary)
 
 
-def kill_rank_1() -> None:
-    """Have rank 1 killed in the middle of a step."""
+def signal_rank_1(number: signal.Signals, step: int) -> Callable[[], None]:
+    """Have rank 1 get a signal in the middle of a step."""
     from lmsys_unsloth.train import trainer
 
     ordinary = trainer.AnswerTrainer._gradients
 
-    def killed(self: Any, *arguments: Any) -> torch.Tensor:
-        if self.state.global_step == DEADLY_STEP - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def signalled(self: Any, *arguments: Any) -> torch.Tensor:
+        if self.state.global_step == step - 1:
+            os.kill(os.getpid(), number)
         return ordinary(self, *arguments)
 
     if ranks.current().rank == 1:
-        trainer.AnswerTrainer._gradients = killed  # type: ignore[method-assign]
+        trainer.AnswerTrainer._gradients = signalled  # type: ignore[method-assign]
+    return lambda: setattr(trainer.AnswerTrainer, "_gradients", ordinary)
 
 
 def main(model_folder: Path, work: Path) -> None:
@@ -89,7 +90,13 @@ def main(model_folder: Path, work: Path) -> None:
         found = train_case(name, model_folder, Run(work / name))
         save_file(found, work / name / f"rank{group.rank}.safetensors")
         restore()
-    kill_rank_1()
+    restore = signal_rank_1(signal.SIGTERM, SIGNALLED_STEP)
+    try:
+        train_case("plain", model_folder, Run(work / "interrupted"))
+    except KeyboardInterrupt:
+        (work / "interrupted" / f"rank{group.rank}").touch()
+    restore()
+    signal_rank_1(signal.SIGKILL, DEADLY_STEP)
     with arguments.messages():
         train_case("plain", model_folder, Run(work / "killed"))
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import DEADLY_STEP, train_case
+from rank_cases import DEADLY_STEP, SIGNALLED_STEP, train_case
 from safetensors.torch import load_file
 from tiny import save_tiny_llama, tolerance
 
 from lmsys_unsloth.config.run_directory import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.numeric]  # each trains a model
+pytestmark = pytest.mark.slow  # trains models in three processes
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -105,6 +105,12 @@ def test_both_ranks_stop_early_at_the_same_step(trained: Trained) -> None:
 def test_a_rank_copes_alone_with_little_memory_and_a_broken_kernel(trained: Trained) -> None:
     assert "out of memory with" in trained.output
     assert "the fast decoder failed (RuntimeError: no kernel image is available)" in trained.output
+
+
+def test_a_signal_to_one_rank_stops_both_after_the_same_step(trained: Trained) -> None:
+    run = Run(trained.folder / "interrupted")
+    assert [(run.path / f"rank{rank}").is_file() for rank in range(2)] == [True, True]
+    assert run.newest_checkpoint() == SIGNALLED_STEP and not run.training.exists()
 
 
 def test_a_killed_rank_is_named_and_ends_the_others(trained: Trained) -> None:

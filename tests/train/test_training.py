@@ -15,6 +15,7 @@ from training_cases import LORA, TRAIN, adapted, adapters, fit, rows, with_head
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import ModelConfig
+from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.evaluate.scoring import score_rows
 from lmsys_unsloth.model import loading, memory, trained_weights
@@ -43,6 +44,20 @@ def test_micro_batches_are_merged_as_far_as_their_activations_fit(
         needed = (len(decoder.layers) + memory.WORKSPACE) * decoder.activation_bytes(40) * tokens
         monkeypatch.setattr(memory, "free_bytes", lambda n=needed: 1.001 * n / training.ACTIVATION_SHARE)
         assert training._merge_as_memory_allows(planned, decoder, lengths) == expected
+
+
+def test_ranks_that_read_other_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmsys_unsloth.train import training
+
+    class Two(ranks.Ranks):
+        size = 2
+
+        def gather(self, value: Any) -> list[Any]:
+            return [value, "the digest of other rows"]
+
+    monkeypatch.setattr(ranks, "_joined", [Two()])
+    with pytest.raises(UserError, match="rank 1 read other rows than rank 0"):
+        training._own_share([((0, 1),)], [[0], [1]], [3, 4], TRAIN)
 
 
 def test_unsloths_cuda_trainer_accepts_the_dummy_dataset() -> None:
