@@ -5,6 +5,7 @@ python eval.py run=RUN data.path=test.csv        # other rows; unlabelled ones g
 python eval.py runs=[RUN0,RUN1]                  # merge folds into a cross-validation, average models
 python eval.py runs=[RUN0,RUN1] data.path=test.csv eval.stack=true     # average, calibrated and stacked
 python eval.py model=llama3 prompt=v1 data=lmsys data.path=train.csv   # zero-shot
+python eval.py run=RUN resume=OUTPUT             # after an interruption: the same command, and its output
 torchrun --nproc-per-node=2 eval.py run=RUN      # on two GPUs
 python eval.py model=llama3 data=lmsys data.path=train.csv debug=parity   # compare its forward passes
 """

@@ -27,13 +27,15 @@ def train(config: Config, run: Run) -> None:
     prepared = prepare_training(config, arguments.output())
     if config.debug.preview:
         return
+    from lmsys_unsloth.evaluate.passes.partial_scores import PartialScores
     from lmsys_unsloth.evaluate.scoring import predict_rows
     from lmsys_unsloth.report.results import report_scoring
     from lmsys_unsloth.train.training import train_or_load
 
     with arguments.tracked(config, run, "train") as tracker:
         model = train_or_load(config, run, prepared, tracker)
-        predictions, speed = predict_rows(model, prepared, config)
+        partial = PartialScores(run, config, run.adapter, prepared.scored)
+        predictions, speed = predict_rows(model, prepared, config, partial)
         if not first:
             return
         outcome = report_scoring(run, config, prepared, predictions, speed)

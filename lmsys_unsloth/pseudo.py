@@ -98,7 +98,7 @@ def label_rows(run: Run, min_confidence: float, max_rows: int | None) -> PseudoL
     return PseudoLabelled(soft, sum(row_id in known for row_id in predicted.ids), len(found) - len(kept))
 
 
-def _scored_rows(run: Run) -> list[Comparison]:
+def _scored_rows(run: Run) -> Sequence[Comparison]:
     """All rows of the file that a run scored, labelled or not."""
     try:
         data = DataConfig.model_validate(Run.open(run.path).settings()["data"])

@@ -113,8 +113,12 @@ def _of_rank() -> str:
 
 
 def _print_how_to_resume() -> None:
-    if HydraConfig.initialized() and output().can_resume():
-        print(f"resume with: python train.py resume={output().path}", file=sys.stderr)
+    if not (HydraConfig.initialized() and output().can_resume()):
+        return
+    command = "python train.py"  # has its settings in the run; eval.py must be told them again
+    if Path(sys.argv[0]).name == "eval.py":
+        command = " ".join(w for w in command_line().split() if not w.startswith("resume="))
+    print(f"resume with: {command} resume={output().path}", file=sys.stderr)
 
 
 def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
@@ -144,6 +148,9 @@ def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
 def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
     """Configuration, the trained runs to score (none: an untrained model), and the output directory.
 
+    ``resume=OUTPUT``, with the words of an interrupted command, goes on in its output directory: what was
+    scored there and would be scored in the same way again is used.
+
     Each run keeps its own configuration. Overrides of single values are applied to all of them, and the
     groups ``logger`` and ``debug`` may be replaced as a whole.
 
@@ -152,7 +159,8 @@ def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
             that decides what the trained model computes.
     """
     settings = _plain(composed)
-    settings.pop("resume")
+    if resume := settings.pop("resume"):
+        Run.open(Path(resume))
     named = settings.pop("runs") + ([settings["run"]] if settings["run"] else [])
     del settings["run"]
     if not named:

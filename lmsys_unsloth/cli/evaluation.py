@@ -34,6 +34,7 @@ from lmsys_unsloth.evaluate import adjustment, averaging, baselines, cross_valid
 from lmsys_unsloth.evaluate.adjustment import Adjusted
 from lmsys_unsloth.evaluate.baselines import Regression
 from lmsys_unsloth.evaluate.calibration import Floats
+from lmsys_unsloth.evaluate.passes.partial_scores import PartialScores
 from lmsys_unsloth.evaluate.predictions import Predictions, form_columns
 from lmsys_unsloth.evaluate.scoring import predict_rows
 from lmsys_unsloth.evaluate.stacking import Calibration
@@ -55,7 +56,8 @@ def evaluate_untrained(config: Config, output: Run) -> Outcome:
     prepared = prepare_scoring(config, selection, output)
     model = loading.load_model(config.model)
     attach_head(model, config.head, prepared.encoder.answer_ids)
-    predicted, speed = predict_rows(model, prepared, config)
+    partial = PartialScores(output, config, None, prepared.scored)
+    predicted, speed = predict_rows(model, prepared, config, partial)
     return report_scoring(output, config, prepared, predicted, speed)
 
 
@@ -67,7 +69,8 @@ def evaluate_run(member: Member, output: Run) -> Outcome:
     prepared = prepare_scoring(member.config, selection, output)
     model = trained_weights.load_adapters(loading.load_model(member.config.model), member.run.adapter)
     attach_head(model, member.config.head, prepared.encoder.answer_ids, folder=member.run.adapter)
-    predicted, speed = predict_rows(model, prepared, member.config)
+    partial = PartialScores(output, member.config, member.run.adapter, prepared.scored)
+    predicted, speed = predict_rows(model, prepared, member.config, partial)
     _compare_with_stored(predicted, member.run)
     return report_scoring(output, member.config, prepared, predicted, speed, calibration)
 
@@ -194,6 +197,7 @@ def _stored_predictions_hold(member: Member) -> bool:
     decisive = ("model", "prompt", "fold", "debug")
     same = all(_contains(current[name], stored[name]) for name in decisive)
     same &= all(current["eval"][key] == stored["eval"][key] for key in ("swap", "swap_share"))
+    same &= current["eval"]["time_budget"] == stored["eval"].get("time_budget")
     same &= current["head"]["kind"] == stored.get("head", {"kind": "lm"})["kind"]
     return member.run.predictions.is_file() and same
 

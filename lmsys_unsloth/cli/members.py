@@ -17,6 +17,7 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.selection import Selection
 from lmsys_unsloth.evaluate import averaging
+from lmsys_unsloth.evaluate.passes.partial_scores import PartialScores
 from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.evaluate.scores import WeightAverage
 from lmsys_unsloth.evaluate.scoring import predict_rows
@@ -49,7 +50,8 @@ def predict_all(members: Sequence[Member], selections: Sequence[Selection], outp
             adapted = trained_weights.load_adapters(base, member.run.adapter)
             answer_ids = prepared[key].encoder.answer_ids
             attach_head(adapted, member.config.head, answer_ids, folder=member.run.adapter)
-            found[index], _ = predict_rows(adapted, prepared[key], member.config)
+            partial = PartialScores(output, member.config, member.run.adapter, prepared[key].scored)
+            found[index], _ = predict_rows(adapted, prepared[key], member.config, partial)
             base = trained_weights.remove_adapters(adapted)
             del adapted  # it would keep this base model in memory while another is loaded
     return [found[index] for index in range(len(members))]

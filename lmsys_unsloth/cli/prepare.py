@@ -11,14 +11,15 @@ from lmsys_unsloth.cli import preflight, preview
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core import ranks
-from lmsys_unsloth.data.comparison import swap_rows
 from lmsys_unsloth.data.dataset import limit_rows, load_fold
 from lmsys_unsloth.data.earlier_runs import use_earlier_runs
 from lmsys_unsloth.data.selection import Overlap, Selection, split_early_stopping
+from lmsys_unsloth.data.stored_rows import ROWS_PER_UNIT, swap_rows
 from lmsys_unsloth.data.trained_rows import save_trained_rows
 from lmsys_unsloth.model import loading
 from lmsys_unsloth.model.unsloth_import import import_unsloth
-from lmsys_unsloth.prompting.encoding import RowEncoder, encode_cached
+from lmsys_unsloth.prompting.encoded_rows import encode_cached
+from lmsys_unsloth.prompting.encoding import RowEncoder
 from lmsys_unsloth.prompting.prepared import Prepared
 
 
@@ -44,8 +45,7 @@ def _prepare_training(config: Config, run: Run) -> Prepared:
     )
     rows, early_stopping = split_early_stopping(fold.train, config)
     encoder = RowEncoder(loading.load_tokenizer(config.model), config.prompt)
-    units = swap_rows(rows, config.data.swap, config.seed)
-    train = encode_cached(encoder, [row for unit in units for row in unit], progress=True)
+    train = encode_cached(encoder, swap_rows(rows, config.data.swap, config.seed), progress=True)
     views = swap_rows(early_stopping, "both" if config.head.kind == "davidson" else "none", config.seed)
     scored = encode_cached(encoder, fold.validation, progress=True)
     prepared = Prepared(
@@ -54,8 +54,8 @@ def _prepare_training(config: Config, run: Run) -> Prepared:
         folds=np.full(len(scored), config.fold),
         groups=fold.groups,
         train=train,
-        unit_sizes=[len(unit) for unit in units],
-        early_stopping=encode_cached(encoder, [row for unit in views for row in unit], progress=True),
+        unit_sizes=[ROWS_PER_UNIT[config.data.swap]] * len(rows),
+        early_stopping=encode_cached(encoder, views, progress=True),
         baseline_rows=fold.train,
         overlap=Overlap(left_out=0, scored=len(scored)) if config.debug.evaluate_on_train else None,
     )

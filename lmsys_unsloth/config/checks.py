@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmsys_unsloth.config import placeholders
+from lmsys_unsloth.config.durations import in_words
 from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.config.schema import (
     DataConfig,
@@ -69,6 +70,12 @@ def contradictions(valid: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"train.patience = {train.patience}: has a meaning only with train.evaluate_every; "
             "set both or none"
+        )
+    evaluation: EvalConfig | None = valid.get("eval")
+    if evaluation and evaluation.time_budget is not None and evaluation.swap != "uncertain":
+        problems.append(
+            f"eval.time_budget = {in_words(evaluation.time_budget)}: decides how many rows are scored with "
+            f"swapped responses too, but eval.swap = {evaluation.swap!r}; set eval.swap=uncertain"
         )
     return problems + _head_problems(valid.get("head"), data, train, valid.get("eval"))
 

@@ -73,6 +73,8 @@ class Run:
     """Folder of LoRA adapters in PEFT's format, or of fully trained weights."""
     parity = _Inside("parity.json")
     """Comparison of the model's forward passes, of ``debug=parity``."""
+    partial_scores = _Inside("partial_scores")
+    """Folder of what an interrupted scoring has computed; deleted when ``predictions`` is written."""
     predictions = _Inside("predictions.parquet")
     """Probabilities of the scored rows."""
     calibration = _Inside("calibration.json")
@@ -204,8 +206,8 @@ class Run:
             lock.release()
 
     def can_resume(self) -> bool:
-        """Whether there is a checkpoint from which training can resume."""
-        return any(self.checkpoints.glob(f"{_CHECKPOINT}*"))
+        """Whether there is a checkpoint, or are scores, from which the command can resume."""
+        return self.partial_scores.is_dir() or any(self.checkpoints.glob(f"{_CHECKPOINT}*"))
 
 
 def _digest(path: Path) -> str:

@@ -201,6 +201,9 @@ class EvalConfig(Section):
     no row. ``average``: every row. ``uncertain``: the least certain rows, as many as ``swap_share`` says."""
     swap_share: float = Field(gt=0, le=1)
     """Fraction of rows that ``swap: uncertain`` scores in both orders."""
+    time_budget: Duration | None
+    """Duration of the scoring of one model, such as ``9h`` or ``30m``, for ``swap: uncertain``: all rows are
+    scored once, then as many of the least certain ones with swapped responses as there is time for."""
     trained_rows: Literal["exclude", "include"]
     """What to do with rows that the run was trained on. ``exclude``: leave them out and report their number.
     ``include``: score them like all others."""

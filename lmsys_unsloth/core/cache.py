@@ -9,16 +9,18 @@ A key holds the complete input of a result, never a name or a date::
         save(key, table)
 
 Two different keys never share a result: the key itself is stored with the table and compared when it is
-loaded. A file holds a SHA-256 and the table as a compressed Arrow stream (nothing is unpickled); it is
-written whole or not at all, and a damaged one counts as absent.
+loaded. A file holds a SHA-256 and the table as an Arrow stream (nothing is unpickled); it is
+written whole or not at all, and a damaged one counts as absent. A loaded table is memory-mapped, so that its
+pages are read when they are needed and given back when memory is short.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,8 +29,9 @@ import pyarrow as pa
 
 from lmsys_unsloth.core.files import replacing
 
-LIMIT_BYTES = 8 * 2**30
-"""Size of the folder in bytes; beyond it the results that were used longest ago are removed."""
+LIMIT_BYTES = 32 * 2**30
+"""Size of the folder in bytes; beyond it the results that were used longest ago are removed, but not the one
+that was used last."""
 DIGEST_BYTES = 32
 """Length of the SHA-256 at the start of a file."""
 
@@ -51,14 +54,16 @@ def load(key: Mapping[str, Any]) -> pa.Table | None:
     canonical = _canonical(key)
     path = _path(canonical)
     try:
-        content = memoryview(path.read_bytes())
+        with path.open("rb") as file:
+            digest = file.read(DIGEST_BYTES)
+            # read, not mapped: pages of a mapped file count as memory of the process
+            if hashlib.file_digest(file, "sha256").digest() != digest:
+                return None
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         os.utime(path)  # used just now, so removed last
     except OSError:
         return None
-    digest, stream = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-    if hashlib.sha256(stream).digest() != digest:
-        return None
-    table = pa.ipc.open_stream(stream).read_all()
+    table = pa.ipc.open_stream(pa.py_buffer(mapped)[DIGEST_BYTES:]).read_all()
     return table if table.schema.metadata[b"key"] == canonical.encode() else None
 
 
@@ -67,18 +72,26 @@ def save(key: Mapping[str, Any], table: pa.Table) -> None:
 
     A full or read-only disk is no reason to stop a run: then nothing is kept.
     """
+    save_batches(key, table.schema, table.to_batches())
+
+
+def save_batches(key: Mapping[str, Any], schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Keep a table as :func:`save` does, in batches that are written one by one and may exceed memory."""
     canonical = _canonical(key)
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), "key": canonical})
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
-        writer.write_table(table)
-    stream = sink.getvalue()
+    schema = schema.with_metadata({**(schema.metadata or {}), "key": canonical})
     path = _path(canonical)
     try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            file.write(hashlib.sha256(stream).digest())
-            file.write(stream)
+        with replacing(path) as temporary:
+            with temporary.open("wb") as file:
+                file.write(bytes(DIGEST_BYTES))
+                with pa.ipc.new_stream(file, schema) as writer:
+                    for batch in batches:
+                        writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            with temporary.open("r+b") as file:
+                file.seek(DIGEST_BYTES)
+                digest = hashlib.file_digest(file, "sha256").digest()
+                file.seek(0)
+                file.write(digest)
         _prune(path.parent)
     except OSError:
         return
@@ -121,7 +134,7 @@ def _path(canonical: str) -> Path:
 def _prune(folder: Path) -> None:
     newest_first = sorted(folder.glob("*.table"), key=lambda file: file.stat().st_mtime, reverse=True)
     total = 0
-    for file in newest_first:
+    for number, file in enumerate(newest_first):
         total += file.stat().st_size
-        if total > LIMIT_BYTES:
+        if number and total > LIMIT_BYTES:
             file.unlink(missing_ok=True)

@@ -1,14 +1,12 @@
-"""The form in which all modules handle a row, its fingerprint, and swapping of responses."""
+"""The form in which all modules handle a row, and its fingerprint."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 LABELS = ("a", "b", "tie")
 """Order of the three outcomes everywhere: probabilities, labels, answer tokens, columns."""
@@ -84,23 +82,3 @@ def rows_fingerprint(rows: Iterable[Comparison]) -> str:
         digest.update(json.dumps(facts).encode())
         digest.update(b"".join(texts))
     return digest.hexdigest()
-
-
-def swap_rows(
-    rows: Sequence[Comparison], mode: Literal["none", "random", "both"], seed: int
-) -> list[tuple[Comparison, ...]]:
-    """Swap responses in training rows; each tuple holds rows that must share an optimiser step.
-
-    ``none`` leaves rows unchanged. ``random`` swaps about half of them: which ones depends on ``seed``
-    and the row's id only, so every epoch and every fold sees the same orientation. ``both``
-    returns each row with its swapped copy: the pair's mean gradient has no preference for a position.
-
-    >>> row = Comparison("7", ("Hi",), ("Hello!",), ("Yo",), label=0)
-    >>> [(pair[0].label, pair[1].label) for pair in swap_rows([row], "both", seed=0)]
-    [(0, 1)]
-    """
-    if mode == "none":
-        return [(row,) for row in rows]
-    if mode == "both":
-        return [(row, row.swapped()) for row in rows]
-    return [(row.swapped() if random.Random(f"{seed}/{row.id}").random() < 0.5 else row,) for row in rows]

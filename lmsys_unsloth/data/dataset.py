@@ -34,6 +34,7 @@ from lmsys_unsloth.data.folds import (
     save_folds,
 )
 from lmsys_unsloth.data.sources import Rows
+from lmsys_unsloth.data.stored_rows import select
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,9 @@ LEAST_ROWS = 4000
 class FoldData:
     """Training and validation rows of one fold."""
 
-    train: list[Comparison]
+    train: Sequence[Comparison]
     """Rows of the other folds in file order, then extra rows. Not yet swapped, see ``swap_rows``."""
-    validation: list[Comparison]
+    validation: Sequence[Comparison]
     """Rows of this fold in file order."""
     groups: NDArray[np.int64]
     """``[validation]``: rows of one group share a number and are resampled together."""
@@ -63,14 +64,14 @@ def limit_rows(fold: FoldData, debug: DebugConfig, seed: int) -> FoldData:
             return np.arange(count)
         return np.sort(np.random.default_rng(seed).choice(count, wanted, replace=False))
 
-    train = [fold.train[i] for i in chosen(len(fold.train), debug.train_rows)]
+    train = select(fold.train, chosen(len(fold.train), debug.train_rows))
     if debug.evaluate_on_train:
         return FoldData(train, train, np.arange(len(train)), fold.description)
     kept = chosen(len(fold.validation), debug.validation_rows)
-    return FoldData(train, [fold.validation[i] for i in kept], fold.groups[kept], fold.description)
+    return FoldData(train, select(fold.validation, kept), fold.groups[kept], fold.description)
 
 
-def load_rows(config: DataConfig, run: Run | None = None) -> list[Comparison]:
+def load_rows(config: DataConfig, run: Run | None = None) -> Sequence[Comparison]:
     """Load all rows of ``config.path`` (or of the simulated arena) in file order, labelled or not.
 
     Raises:
@@ -103,11 +104,10 @@ def load_fold(config: DataConfig, fold: int, run: Run | None = None) -> FoldData
     folds = _folds(main.rows, groups, content, config, ", ".join(["prompt", *columns]))
     _warn_of_large_groups(folds)
     inside = folds.of_row == fold
-    validation = [row for row, chosen in zip(main.rows, inside, strict=True) if chosen]
-    train = [row for row, chosen in zip(main.rows, inside, strict=True) if not chosen]
+    validation, train = select(main.rows, inside), select(main.rows, ~inside)
     _require_rows(train, validation, fold)
     admitted, extra_report = leaks.admit_extra(extras, train, validation, config.near_duplicate, columns)
-    train += admitted
+    train = [*train, *admitted] if admitted else train
     bad = [row for source in (main, *extras) for row in source.bad]
     description = {
         "source": _describe_source(main, config),
@@ -209,8 +209,8 @@ def _similar(
     }
 
     def make() -> pa.Table:
-        texts = (text for row in rows for text in TEXTS[what](row))
-        similar = duplicates.find_similar(texts, threshold, what)
+        texts = (text for row in duplicates.with_progress(rows, what) for text in TEXTS[what](row))
+        similar = duplicates.find_similar(texts, threshold)
         return pa.table({"exact": similar.exact, "near": similar.near})
 
     table = cache.remember(key, make, keep=len(rows) >= LEAST_ROWS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 import unicodedata
-from collections.abc import Hashable, Iterable, Sequence
+from array import array
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +20,7 @@ PERMUTATIONS = 128
 SHINGLE = 5
 """Texts are compared as sets of character 5-grams, which works for every script."""
 CHUNK = 4096
-"""Shingles sketched at once: a text of a megabyte would otherwise need half a gigabyte."""
+"""Shingles sketched, and pairs compared, at once: a text of a megabyte would need half a gigabyte."""
 ERROR_WEIGHTS = (0.05, 0.95)
 """Weights of false and of missed candidates in the index: false ones are sorted out, missed ones leak."""
 SCHEME = "affine32"
@@ -57,20 +60,43 @@ class Similar:
     """``[texts]``: linked by a chain of pairs that are at least as similar as the threshold."""
 
 
-def find_similar(texts: Iterable[str], threshold: float, what: str = "texts") -> Similar:
+def find_similar(texts: Iterable[str], threshold: float) -> Similar:
     """Group texts that are equal after :func:`normalised`, and those that are nearly equal.
+
+    The texts are read one by one and not kept; their sketches, 512 bytes each, are in a temporary file.
 
     Args:
         texts: the texts.
         threshold: Jaccard similarity of character 5-grams from which two texts are nearly equal;
             it is estimated, so that pairs within about 0.05 of the threshold may fall on either side.
-        what: name of the texts beside the progress bar.
     """
-    numbers: dict[str, int] = {}
-    exact = np.array([numbers.setdefault(normalised(text), len(numbers)) for text in texts], dtype=np.int64)
-    if threshold >= 1 or len(numbers) < 2:
-        return Similar(exact, exact)
-    return Similar(exact, _near_groups(list(numbers), threshold, what)[exact])
+    from datasketch import MinHash
+
+    factors, offsets = (p[:, None].copy() for p in MinHash(PERMUTATIONS, scheme=SCHEME).permutations)
+    numbers: dict[bytes, int] = {}
+    found, highest = array("q"), -1
+    with tempfile.TemporaryFile() as file:
+        for text in map(normalised, texts):
+            number = numbers.setdefault(hashlib.sha256(text.encode()).digest()[:16], len(numbers))
+            if threshold < 1 and number > highest:
+                file.write(_sketch(_shingles(text), factors, offsets).tobytes())
+                highest = number
+            found.append(number)
+        exact, count = np.array(found, dtype=np.int64), len(numbers)
+        if threshold >= 1 or count < 2:
+            return Similar(exact, exact)
+        del numbers, found
+        file.flush()
+        sketches = np.memmap(file, dtype=np.uint32, mode="r", shape=(count, PERMUTATIONS))
+        return Similar(exact, _near_groups(sketches, threshold)[exact])
+
+
+def with_progress(rows: Sequence[Comparison], what: str) -> Iterator[Comparison]:
+    """Yield rows while a progress bar shows that their ``what`` are compared."""
+    with progress(f"comparing {what}", len(rows), "row") as bar:
+        for row in rows:
+            yield row
+            bar.advance(1)
 
 
 def join_groups(groups: NDArray[np.int64], columns: Iterable[Iterable[Hashable]]) -> NDArray[np.int64]:
@@ -101,27 +127,101 @@ def join_groups(groups: NDArray[np.int64], columns: Iterable[Iterable[Hashable]]
     return np.asarray(first_rows[components], dtype=np.int64)
 
 
-def _near_groups(texts: Sequence[str], threshold: float, what: str) -> NDArray[np.int64]:
-    """First member of the component of each distinct text in the graph of similar pairs, ``[texts]``."""
-    from datasketch import LeanMinHash, MinHash, MinHashLSH
+def _near_groups(sketches: NDArray[np.uint32], threshold: float) -> NDArray[np.int64]:
+    """First member of the component of each distinct text in the graph of similar pairs, ``[texts]``.
+
+    Candidates are the pairs that agree in a whole band of the sketch, as in datasketch's MinHashLSH; here the
+    bands are sorted one after the other, which takes 40 bytes a text where its dictionaries take kilobytes.
+    """
+    from datasketch import MinHashLSH
 
     index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, weights=ERROR_WEIGHTS)
-    factors, offsets = (p[:, None].copy() for p in MinHash(PERMUTATIONS, scheme=SCHEME).permutations)
-    sketches = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
-    groups = np.arange(len(texts))
-    with progress(f"comparing {what}", len(texts), "text") as bar:
-        for number, text in enumerate(texts):
-            sketches[number] = values = _sketch(_shingles(text), factors, offsets)
-            sketch = LeanMinHash(seed=1, hashvalues=values, scheme=SCHEME)
-            if candidates := index.query(sketch):
-                similarity = (sketches[candidates] == values).mean(axis=1)
-                linked = np.unique(groups[candidates][similarity >= threshold])
-                groups[number] = min([number, *linked[:1]])
-                if len(linked) > 1:
-                    groups[np.isin(groups, linked)] = linked[0]
-            index.insert(number, sketch, check_duplication=False)
-            bar.advance(1)
+    groups = np.arange(len(sketches))
+    for band in range(index.b):
+        keys = _keys(sketches[:, band * index.r : (band + 1) * index.r])
+        order = np.argsort(keys, kind="stable")
+        same = np.diff(keys[order]) == 0
+        # Neighbours first: in a bucket of near copies they join all, and no other pair must be compared.
+        pairs = order[:-1][same], order[1:][same]
+        groups = _join(groups, *_similar_pairs(groups, sketches, *pairs, threshold))
+        starts = np.r_[0, np.flatnonzero(~same) + 1]
+        of_order = groups[order]
+        apart = np.minimum.reduceat(of_order, starts) < np.maximum.reduceat(of_order, starts)
+        ends = np.r_[starts[1:], len(order)]
+        large = apart & (ends - starts > 2)
+        links = [
+            _bucket_links(groups, sketches, order[start:end], threshold)
+            for start, end in zip(starts[large], ends[large], strict=True)
+        ]
+        if links:
+            first, second = np.concatenate(links, axis=1)
+            groups = _join(groups, first, second)
     return groups
+
+
+def _keys(band: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Hash the values ``[texts, values]`` of a band; equal hashes of other values cost one comparison."""
+    keys = np.full(len(band), 0xCBF29CE484222325, dtype=np.uint64)
+    for values in band.T:
+        keys = (keys ^ values) * np.uint64(0x9E3779B97F4A7C15)
+        keys ^= keys >> np.uint64(32)
+    return keys
+
+
+def _bucket_links(
+    groups: NDArray[np.int64], sketches: NDArray[np.uint32], members: NDArray[np.int64], threshold: float
+) -> NDArray[np.int64]:
+    """Pairs ``[2, links]`` that join the groups of all similar members."""
+    labels, links = groups[members], [np.empty((2, 0), dtype=np.int64)]
+    for position, first in enumerate(members[:-1]):
+        others = position + 1 + np.flatnonzero(labels[position + 1 :] != labels[position])
+        first_again = np.full(len(others), first)
+        similar = others[_similarity(sketches, first_again, members[others]) >= threshold]
+        if len(similar):
+            links.append(np.stack([first_again[: len(similar)], members[similar]]))
+            labels[np.isin(labels, labels[similar])] = labels[position]
+    return np.concatenate(links, axis=1)
+
+
+def _similar_pairs(
+    groups: NDArray[np.int64],
+    sketches: NDArray[np.uint32],
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    threshold: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Those pairs ``(first[i], second[i])`` of different groups that are similar."""
+    apart = groups[first] != groups[second]
+    first, second = first[apart], second[apart]
+    similar = _similarity(sketches, first, second) >= threshold
+    return first[similar], second[similar]
+
+
+def _join(
+    groups: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Join the groups of each pair; a group's number is its first member."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not len(first):
+        return groups
+    ends = groups[first], groups[second]
+    graph = coo_array((np.ones(len(first)), ends), (len(groups), len(groups)))
+    _, components = connected_components(graph, directed=False)
+    _, lowest = np.unique(components, return_index=True)
+    return np.asarray(lowest[components[groups]], dtype=np.int64)
+
+
+def _similarity(
+    sketches: NDArray[np.uint32], first: NDArray[np.int64], second: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Estimated Jaccard similarity of each pair of texts: the share of equal values."""
+    parts = [np.empty(0)]
+    for start in range(0, len(first), CHUNK):
+        part = slice(start, start + CHUNK)
+        parts.append((sketches[first[part]] == sketches[second[part]]).mean(axis=1))
+    return np.concatenate(parts)
 
 
 def _sketch(

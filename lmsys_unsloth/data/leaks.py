@@ -141,7 +141,7 @@ def admit_extra(
         return [], []
     offered = [row for source in extras for row in source.rows]
     texts = (row.prompt_text for row in (*validation, *offered))
-    prompts = find_similar(texts, threshold, "extra prompts").near
+    prompts = find_similar(texts, threshold).near
     groups = group_rows([*validation, *offered], prompts, columns)
     leaking = iter(np.isin(groups[len(validation) :], groups[: len(validation)]).tolist())
     contents = {content_key(row) for row in train}

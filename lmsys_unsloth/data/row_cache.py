@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
 from lmsys_unsloth.core import cache
-from lmsys_unsloth.data import cells, comparison, readers, schemas, sources
+from lmsys_unsloth.data import cells, comparison, readers, schemas, sources, stored_rows
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.schemas import Layout
 from lmsys_unsloth.data.sources import Rows
+from lmsys_unsloth.data.stored_rows import BATCH, COLUMNS, StoredRows, to_batch
 
 LEAST_BYTES = 4 * 2**20
 """Smallest size, in bytes, of a file that is cached: smaller ones are read faster than looked up."""
 
-_TURNS, _PROBABILITIES = pa.list_(pa.large_string()), pa.list_(pa.float64())
-COLUMNS = pa.schema(
-    {
-        "id": pa.string(),
-        "prompts": _TURNS,
-        "responses_a": _TURNS,
-        "responses_b": _TURNS,
-        "label": pa.int8(),
-        "soft_label": _PROBABILITIES,
-        "true_probabilities": _PROBABILITIES,
-        "model_a": pa.string(),
-        "model_b": pa.string(),
-        "extra": pa.string(),
-        "both_bad": pa.bool_(),
-    }
-)
-"""Fields of :class:`Comparison`; ``extra`` is JSON."""
+
+IN_MEMORY_BYTES = 2**29
+"""Largest size, in bytes, of a table whose rows are all made at once, in about twice as much memory. To
+make them when they are needed takes longer, as they are read about twenty times before a training."""
 
 
 def read_source_cached(path: str, *, layout: Layout | Literal["auto"], split: str, soft_labels: bool) -> Rows:
-    """Read a source; a file that was read before is loaded from the cache folder."""
+    """Read a source; the rows of a large file are in the cache folder, and read from there when needed."""
     file = Path(path).expanduser()
     if not file.is_file() or file.stat().st_size < LEAST_BYTES:
         return sources.read_source(path, layout=layout, split=split, soft_labels=soft_labels)
@@ -53,46 +44,36 @@ def read_source_cached(path: str, *, layout: Layout | Literal["auto"], split: st
         "kind": "".join(file.suffixes[-2:]).lower(),
         "layout": layout,
         "soft_labels": soft_labels,
-        "code": cache.code_fingerprint(cells, comparison, readers, schemas, sources, sys.modules[__name__]),
+        "code": cache.code_fingerprint(
+            cells, comparison, readers, schemas, sources, stored_rows, sys.modules[__name__]
+        ),
     }
-    stored = cache.load(key)
-    if stored is not None:
-        return _from_table(stored, path)
-    rows = sources.read_source(path, layout=layout, split=split, soft_labels=soft_labels)
-    if not rows.bad and _state(file) == state:  # else the hash may belong to an older content
-        cache.save(key, _to_table(rows))
-    return rows
+    facts = cache.load(key | {"part": "facts"})
+    table = None if facts is None else cache.load(key)
+    if facts is not None and table is not None:
+        found = json.loads(facts["facts"][0].as_py())
+        return Rows(path, found["layout"], _rows(table), notes=Counter(found["notes"]))
+    source, records = sources.open_rows(path, layout=layout, split=split, soft_labels=soft_labels)
+    cache.save_batches(key, COLUMNS, _batches(records))
+    table = cache.load(key)
+    if table is None:  # the folder can't be written
+        return sources.read_source(path, layout=layout, split=split, soft_labels=soft_labels)
+    if not source.bad and _state(file) == state:  # else the hash may belong to an older content
+        described = json.dumps({"layout": source.layout, "notes": source.notes})
+        cache.save(key | {"part": "facts"}, pa.table({"facts": [described]}))
+    return dataclasses.replace(source, rows=_rows(table))
+
+
+def _rows(table: pa.Table) -> Sequence[Comparison]:
+    rows = StoredRows.of_table(table)
+    return list(rows) if table.nbytes <= IN_MEMORY_BYTES else rows
+
+
+def _batches(rows: Iterator[Comparison]) -> Iterator[pa.RecordBatch]:
+    while part := list(itertools.islice(rows, BATCH)):
+        yield to_batch(part)
 
 
 def _state(file: Path) -> tuple[int, int, int]:
     status = file.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _to_table(rows: Rows) -> pa.Table:
-    """Rows as a table; layout and notes are in its metadata."""
-    columns = {name: [getattr(row, name) for row in rows.rows] for name in COLUMNS.names}
-    columns["extra"] = [json.dumps(dict(extra)) for extra in columns["extra"]]
-    facts = json.dumps({"layout": rows.layout, "notes": rows.notes})
-    return pa.table(columns, COLUMNS.with_metadata({"facts": facts}))
-
-
-def _from_table(table: pa.Table, path: str) -> Rows:
-    facts = json.loads(table.schema.metadata[b"facts"])
-    rows = [
-        Comparison(
-            id=row["id"],
-            prompts=tuple(row["prompts"]),
-            responses_a=tuple(row["responses_a"]),
-            responses_b=tuple(row["responses_b"]),
-            label=row["label"],
-            soft_label=row["soft_label"] and tuple(row["soft_label"]),
-            true_probabilities=row["true_probabilities"] and tuple(row["true_probabilities"]),
-            model_a=row["model_a"],
-            model_b=row["model_b"],
-            extra=json.loads(row["extra"]),
-            both_bad=row["both_bad"],
-        )
-        for row in table.to_pylist()
-    ]
-    return Rows(path, facts["layout"], rows, notes=Counter(facts["notes"]))

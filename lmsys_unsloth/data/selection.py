@@ -16,6 +16,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
 from lmsys_unsloth.data.dataset import group_by_prompt, limit_rows, load_fold, load_rows
+from lmsys_unsloth.data.stored_rows import select
 from lmsys_unsloth.data.trained_rows import TrainedRows, load_trained_rows
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,9 @@ def is_split_from(run: Run, fingerprint: str) -> bool:
     return bool(run.data_description().get("fingerprint") == fingerprint)
 
 
-def split_early_stopping(rows: list[Comparison], config: Config) -> tuple[list[Comparison], list[Comparison]]:
+def split_early_stopping(
+    rows: Sequence[Comparison], config: Config
+) -> tuple[Sequence[Comparison], Sequence[Comparison]]:
     """Split training rows into those to train on and the early-stopping set, by whole groups of prompts.
 
     The set is empty without ``train.evaluate_every``. Groups are added in random order as long as the set
@@ -159,8 +162,7 @@ def split_early_stopping(rows: list[Comparison], config: Config) -> tuple[list[C
             "best may be so by chance: raise train.early_stopping_share or give more rows",
             len(chosen), count, FEW_PROMPTS,
         )  # fmt: skip
-    kept = [row for row, held_out in zip(rows, inside, strict=True) if not held_out]
-    return kept, [row for row, held_out in zip(rows, inside, strict=True) if held_out]
+    return select(rows, ~inside), select(rows, inside)
 
 
 def _load_trained_rows(runs: Sequence[Run], optional: bool) -> TrainedRows | None:
@@ -191,7 +193,7 @@ def _take(selection: Selection, chosen: Sequence[bool]) -> Selection:
     mask = np.array(chosen, dtype=np.bool_)
     return dataclasses.replace(
         selection,
-        rows=[row for row, kept in zip(selection.rows, chosen, strict=True) if kept],
+        rows=select(selection.rows, mask),
         folds=selection.folds[mask],
         groups=None if selection.groups is None else selection.groups[mask],
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from lmsys_unsloth.core.files import write_csv
 from lmsys_unsloth.data import readers, schemas
 from lmsys_unsloth.data.cells import Problem
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.data.schemas import Layout
+from lmsys_unsloth.data.schemas import Layout, Schema
 
 SAMPLE = 100
 """Number of records from which the layout is recognised."""
@@ -40,20 +41,31 @@ class Rows:
 
     source: str
     layout: str
-    rows: list[Comparison]
+    rows: Sequence[Comparison]
     bad: list[BadRow] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
     """Repaired cells by kind, see :func:`~lmsys_unsloth.data.schemas.parse_record`."""
 
 
 def read_source(path: str, *, layout: Layout | Literal["auto"], split: str, soft_labels: bool) -> Rows:
-    """Read every row of one source; bad ones are returned, not raised.
+    """Read every row of one source, as :func:`open_rows` does."""
+    source, rows = open_rows(path, layout=layout, split=split, soft_labels=soft_labels)
+    return dataclasses.replace(source, rows=list(rows))
+
+
+def open_rows(
+    path: str, *, layout: Layout | Literal["auto"], split: str, soft_labels: bool
+) -> tuple[Rows, Iterator[Comparison]]:
+    """Open a source, whose rows are then read one by one; bad ones are noted, not raised.
 
     Args:
         path: a file, or ``hf:owner/name``.
         layout: ``auto`` or a :data:`~lmsys_unsloth.data.schemas.Layout`.
         split: of a Hugging Face dataset.
         soft_labels: use the columns that hold probabilities or votes.
+
+    Returns:
+        The source without its rows, to which bad rows and notes are added while the rows are read; the rows.
 
     Raises:
         UserError: the source as a whole is unusable: missing, empty, of unknown kind, changed
@@ -66,8 +78,13 @@ def read_source(path: str, *, layout: Layout | Literal["auto"], split: str, soft
     sample = [cells for _, cells in head if not isinstance(cells, Problem)]
     schema = schemas.schema_of(columns, sample, layout, path, soft_labels)
     result = Rows(path, schema.layout, rows=[])
+    return result, _usable(result, itertools.chain(head, records), schema)
+
+
+def _usable(result: Rows, records: Iterable[readers.Record], schema: Schema) -> Iterator[Comparison]:
+    """Yield the rows that can be used; the others, and notes, are added to ``result``."""
     first_use: dict[str, int] = {}
-    for number, cells in itertools.chain(head, records):
+    for number, cells in records:
         if isinstance(cells, Problem):
             row, row_id, problems = None, cells.row_id, [cells]
         else:
@@ -76,12 +93,11 @@ def read_source(path: str, *, layout: Layout | Literal["auto"], split: str, soft
             detail = f"the id is already used by row {first_use[row_id]}"
             problems = [Problem("id used twice", detail)]
         if row is not None and not problems:
-            result.rows.append(row)
+            yield row
         else:
             kinds = tuple(problem.kind for problem in problems)
             reason = "; ".join(problem.detail for problem in problems)
-            result.bad.append(BadRow(path, number, row_id, kinds, reason))
-    return result
+            result.bad.append(BadRow(result.source, number, row_id, kinds, reason))
 
 
 def count_reasons(bad: Sequence[BadRow]) -> dict[str, int]:

@@ -236,8 +236,12 @@ def least_certain(probabilities: NDArray[Any], share: float) -> NDArray[np.int64
     [1]
     """
     count = round(share * len(probabilities))
-    order = np.argsort(probabilities.max(axis=1), kind="stable")
-    return np.sort(order[:count]).astype(np.int64)
+    return np.sort(by_certainty(probabilities)[:count])
+
+
+def by_certainty(probabilities: NDArray[Any]) -> NDArray[np.int64]:
+    """All positions, the row whose most probable outcome is least probable first."""
+    return np.argsort(probabilities.max(axis=1), kind="stable").astype(np.int64)
 
 
 def repeated_ids(ids: Sequence[str]) -> list[str]:

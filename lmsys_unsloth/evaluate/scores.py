@@ -128,6 +128,8 @@ class ScoringSpeed:
     """Seconds spent on swapped rows, for ``eval.swap=uncertain``."""
     swap_seconds_saved: float | None = None
     """Estimated seconds saved by not swapping every row, for ``eval.swap=uncertain``."""
+    swapped_rows: int | None = None
+    """Number of rows that were scored in both orders, for ``eval.swap=uncertain``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ with one. Training and prediction both use :meth:`RowEncoder.encode`.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,16 +14,12 @@ from itertools import accumulate, groupby, takewhile
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from lmsys_unsloth.config import placeholders
 from lmsys_unsloth.config.checks import prompt_problems
 from lmsys_unsloth.config.prompt_schema import PromptConfig
-from lmsys_unsloth.core import cache
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.progress import progress as progress_bar
-from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
-from lmsys_unsloth.prompting import answer_tokens, budget, rendering, tokenization, truncation
+from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds, find_answer_ids, find_single_tokens
 from lmsys_unsloth.prompting.budget import RenderedRow, TokenBudget
 from lmsys_unsloth.prompting.rendering import Template, Turn, find_chat_markup
@@ -77,10 +72,10 @@ class RowEncoder:
         self.template = Template(prompt, chat, self.vocabulary.special_tokens)
         self.budget = TokenBudget(self.vocabulary, self.template, prompt)
         self._check_special_tokens()
-        self._contexts = [self._slot_context([turn]) for turn in _SAMPLE_TURNS]
+        self._contexts = [self._slot_context([turn]) for turn in SAMPLE_TURNS]
         self.answer_ids: AnswerIds = find_answer_ids(self.vocabulary, prompt, self._contexts)
         """Token ids of the three or four answers; one id each unless the template allows several."""
-        self._tail = _common_tail(self.budget.ids([self.template.render([turn]) for turn in _SAMPLE_TURNS]))
+        self._tail = _common_tail(self.budget.ids([self.template.render([turn]) for turn in SAMPLE_TURNS]))
 
     def encode(self, rows: Sequence[Comparison], progress: bool = False) -> list[EncodedRow]:
         """Encode every row, in order; its ids do not depend on its label or on other rows.
@@ -90,7 +85,7 @@ class RowEncoder:
         """
         encoded: list[EncodedRow] = []
         with progress_bar("tokenising", len(rows), "row") if progress else nullcontext() as bar:
-            for chunk in _chunks(rows):
+            for chunk in chunks(rows):
                 encoded += self._encode_chunk(chunk)
                 if bar:
                     bar.advance(len(chunk))
@@ -120,7 +115,7 @@ class RowEncoder:
 
     def _check_special_tokens(self) -> None:
         """Check that there is at most one BOS, and no EOS directly before the answer slot."""
-        ids = self.budget.ids([self.template.render(_SAMPLE_TURNS)])[0].tolist()
+        ids = self.budget.ids([self.template.render(SAMPLE_TURNS)])[0].tolist()
         for bos in self.vocabulary.bos.values():
             if ids.count(bos) != 1:
                 raise UserError(
@@ -161,7 +156,7 @@ class RowEncoder:
             )
 
 
-_SAMPLE_TURNS = tuple(
+SAMPLE_TURNS = tuple(
     Turn(1, text, text, text) for text in ("", "Hi", "one\n", "two ", "字", '"', "#", "...\n\n", "\t")
 )
 """Turns whose last characters could merge with the text after them."""
@@ -169,7 +164,8 @@ _CHUNK_CHARACTERS = 2_000_000
 """Characters that are tokenised at once: enough for all cores, few enough to take little memory."""
 
 
-def _chunks(rows: Sequence[Comparison]) -> Iterator[list[Comparison]]:
+def chunks(rows: Sequence[Comparison]) -> Iterator[list[Comparison]]:
+    """Divide rows into parts that are tokenised at once."""
     lengths = (sum(map(len, (*row.prompts, *row.responses_a, *row.responses_b))) for row in rows)
     numbers = (total // _CHUNK_CHARACTERS for total in accumulate(lengths))
     for _, chunk in groupby(zip(numbers, rows, strict=True), key=lambda pair: pair[0]):
@@ -181,58 +177,3 @@ def _common_tail(encoded: Sequence[Ids]) -> Ids:
     from_last = zip(*(ids[::-1].tolist() for ids in encoded), strict=False)
     common = [ids[0] for ids in takewhile(lambda ids: len(set(ids)) == 1, from_last)]
     return np.array(common[::-1], dtype=np.int32)
-
-
-def encode_cached(
-    encoder: RowEncoder, rows: Sequence[Comparison], progress: bool = False
-) -> list[EncodedRow]:
-    """Encode every row as :meth:`RowEncoder.encode` does, or load the result from the cache folder.
-
-    The key holds the content of the rows, the template, the definition of the tokenizer and the source of
-    the modules that determine the ids: after a change in any of them the rows are encoded again.
-    """
-    key = {
-        "what": "encoded rows",
-        "rows": rows_fingerprint(rows),
-        "template": encoder.prompt.model_dump(mode="json"),
-        "markup": encoder.template.render(_SAMPLE_TURNS),
-        "tokenizer": encoder.vocabulary.fingerprint,
-        "bos": encoder.vocabulary.bos,
-        "special": encoder.vocabulary.special_tokens,
-        "code": _code_fingerprint(),
-    }
-    stored = cache.load(key)
-    if stored is not None:
-        return _from_table(rows, stored)
-    encoded = encoder.encode(rows, progress)
-    cache.save(key, _to_table(encoded))
-    return encoded
-
-
-_COUNTS = ("n_turns_kept", "n_characters", "n_cut")
-
-
-def _to_table(encoded: Sequence[EncodedRow]) -> pa.Table:
-    columns = {
-        "text": pa.array([row.text for row in encoded], pa.large_string()),
-        "input_ids": pa.array([row.input_ids for row in encoded], pa.large_list(pa.int32())),
-    }
-    counts = {name: pa.array([getattr(row, name) for row in encoded], pa.int64()) for name in _COUNTS}
-    return pa.table(columns | counts)
-
-
-def _from_table(rows: Sequence[Comparison], table: pa.Table) -> list[EncodedRow]:
-    ids = table["input_ids"].combine_chunks()
-    split = np.split(ids.values.to_numpy(), ids.offsets.to_numpy()[1:])[:-1]  # the last part is empty
-    columns = [table[name].to_pylist() for name in ("text", *_COUNTS)]
-    return [
-        EncodedRow(row, text, row_ids, *counts)
-        for row, row_ids, text, *counts in zip(rows, split, *columns, strict=True)
-    ]
-
-
-def _code_fingerprint() -> str:
-    """Fingerprint of the source code that determines the ids of a row."""
-    return cache.code_fingerprint(
-        placeholders, rendering, truncation, tokenization, budget, answer_tokens, sys.modules[__name__]
-    )

@@ -18,6 +18,7 @@ from lmsys_unsloth.data.selection import Overlap
 from lmsys_unsloth.evaluate import adjustment, baselines, metrics, predictions
 from lmsys_unsloth.evaluate.adjustment import Adjusted
 from lmsys_unsloth.evaluate.baselines import Regression
+from lmsys_unsloth.evaluate.passes.partial_scores import delete_partial_scores
 from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.evaluate.scores import Metrics, ModelScore, ScoringSpeed, WeightAverage
 from lmsys_unsloth.evaluate.stacking import Calibration
@@ -117,6 +118,7 @@ def report_results(
         weight_average=weight_average,
     )
     predictions.write_predictions(run.predictions, predicted)
+    delete_partial_scores(run)
     if form is not None and predicted.labelled.any():
         adjustment.save_calibration(run, adjustment.fit_calibration([raw], [form]), raw, config.eval)
     write_json(run.metrics, result.to_json())

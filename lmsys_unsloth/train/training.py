@@ -23,6 +23,7 @@ from lmsys_unsloth.model.answer_head import answer_head, attach_head
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder
 from lmsys_unsloth.model.parity import FallbackDecoder, choose_decoder
 from lmsys_unsloth.model.trained_weights import trained_parameters
+from lmsys_unsloth.prompting.encoded_rows import token_counts
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.prompting.prepared import Prepared
 from lmsys_unsloth.train.early_stopping import KEY, EarlyStopping, mean_loss
@@ -119,7 +120,7 @@ def train(
         WriteError: a checkpoint can't be written.
     """
     group = ranks.current()
-    lengths = [len(row.input_ids) for row in rows]
+    lengths = token_counts(rows)
     planned = _plan(units, lengths, config, seed)
     steps = _own_share(planned, units, lengths, config)
     decoder = choose_decoder(model, rows, fast=config.fast, training=True)

@@ -155,6 +155,7 @@ def test_ctrl_c_and_resume(tiny_folder: Path, tmp_path: Path) -> None:
         (["train.py", "debug=parity"], "compares forward passes without training; use eval.py"),
         (["train.py", "resume=nowhere"], "no such run directory"),
         (["eval.py", "run=nowhere"], "no such run directory"),
+        (["eval.py", "resume=nowhere"], "no such run directory"),
         (["eval.py", "run=."], "not a run directory, it has no config.yaml"),
     ],
 )
@@ -189,6 +190,33 @@ def test_parity_of_a_model_and_of_a_run_on_the_command_line(trained: Path, tiny_
         done = run("eval.py", *arguments, "debug=parity", f"hydra.run.dir=PARITY{number}", cwd=trained.parent)
         assert "fast, packed" in done.stdout and f"run directory: PARITY{number}" in done.stdout
         assert json.loads((trained.parent / f"PARITY{number}" / "parity.json").read_text())["ok"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_scoring_goes_on_in_its_directory(trained: Path) -> None:
+    cwd, words = trained.parent, ["run=RUN", "eval.tokens_per_batch=1"]
+    stop = (
+        "import runpy, sys\n"
+        "from lmsys_unsloth.model.answer_head import AnswerHead\n"
+        "ordinary, calls = AnswerHead.logits, []\n"
+        "def logits(*arguments):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 4: raise KeyboardInterrupt\n"
+        "    return ordinary(*arguments)\n"
+        "AnswerHead.logits = logits\n"
+        f"runpy.run_path({str(ROOT / 'eval.py')!r}, run_name='__main__')\n"
+    )
+    (cwd / "stop").mkdir()
+    (cwd / "stop" / "eval.py").write_text(stop)
+    done = run(str(cwd / "stop" / "eval.py"), *words, "hydra.run.dir=OUT", cwd=cwd, status=130)
+    assert "resume with: python eval.py run=RUN eval.tokens_per_batch=1 resume=OUT" in done.stderr
+    (file,) = (cwd / "OUT" / "partial_scores").iterdir()
+    assert len(file.read_text().splitlines()) == 3
+    done = run("eval.py", *words, "resume=OUT", cwd=cwd)
+    assert "run directory: OUT" in done.stdout and not file.exists()
+    run("eval.py", *words, "hydra.run.dir=WHOLE", cwd=cwd)
+    files = [cwd / name / "predictions.parquet" for name in ("OUT", "WHOLE")]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from lmsys_unsloth.cli.arguments import Member
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.evaluate.predictions import read_predictions
+from lmsys_unsloth.model.answer_head import AnswerHead
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +72,77 @@ def test_only_the_least_certain_rows_are_swapped(folder: Path, tmp_path: Path) -
     assert sum(swapped) == round(0.25 * len(predicted))
     speed = stored_metrics(Run(tmp_path))["scoring"]
     assert 0 < speed["swap_seconds"] < speed["seconds"] and speed["swap_seconds_saved"] >= 0
+
+
+def after_each_row(monkeypatch: pytest.MonkeyPatch, note: Callable[[], None]) -> None:
+    """Call ``note`` whenever a batch, of one row, was scored."""
+    ordinary = AnswerHead.logits
+
+    def noted(head: AnswerHead, decoder: Any, batch: Any) -> Any:
+        logits = ordinary(head, decoder, batch)
+        note()
+        return logits
+
+    monkeypatch.setattr(AnswerHead, "logits", noted)
+
+
+@pytest.mark.parametrize("extra", [0.0, 0.5, 10.0])
+def test_the_rest_of_a_time_budget_is_spent_on_the_least_certain_rows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: float
+) -> None:
+    once = read_predictions(Run(folder / "fold0").predictions)
+    size, ordinary = len(once), evaluation.predict_rows
+    budget = round(size * (1 + extra))
+    settings = ("eval.swap=uncertain", f"eval.time_budget={budget}s", "eval.tokens_per_batch=1")
+    seconds: list[float] = []
+    after_each_row(monkeypatch, lambda: seconds.append(1.0))  # each row takes a second
+
+    def timed(*arguments: Any) -> Any:
+        seconds.clear()
+        return ordinary(*arguments, clock=lambda: sum(seconds))
+
+    monkeypatch.setattr(evaluation, "predict_rows", timed)
+    evaluation.evaluate_run(member(folder, "fold0", *settings), Run(tmp_path))
+    predicted = read_predictions(Run(tmp_path).predictions)
+    swapped = [i for i, value in enumerate(predicted.extra["p_swap_a"]) if value is not None]
+    assert sum(seconds) == size + len(swapped) <= budget
+    assert {0.0: 0, 0.5: 1, 10.0: size}[extra] <= len(swapped)
+    order = np.argsort(once.probabilities.max(axis=1), kind="stable")
+    assert set(swapped) == set(order[: len(swapped)].tolist())
+    assert stored_metrics(Run(tmp_path))["scoring"]["swapped_rows"] == len(swapped)
+    assert predicted.ids == once.ids
+
+
+@pytest.mark.parametrize(("swap", "passes"), [("none", 1), ("average", 2), ("uncertain", 2)])
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: str, passes: int
+) -> None:
+    settings = [f"eval.swap={swap}", "eval.swap_share=0.5", "eval.tokens_per_batch=1"]
+    scored = member(folder, "fold0", *settings)
+    done: list[bool] = []
+    stop: list[int] = []
+
+    def note() -> None:
+        done.append(True)
+        if stop == [len(done)]:
+            raise KeyboardInterrupt
+
+    after_each_row(monkeypatch, note)
+    evaluation.evaluate_run(scored, Run(tmp_path / "whole"))
+    total, output = len(done), Run(tmp_path / "interrupted")
+    for _ in range(2):  # in each pass; the row at which it stops is scored again
+        done.clear()
+        stop[:] = [total // 2 - 1] if passes == 2 else [3]
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate_run(scored, output)
+        assert output.can_resume() and not output.predictions.exists()
+    done.clear()
+    stop.clear()
+    evaluation.evaluate_run(scored, output)
+    before = total - len(done)
+    assert before == 2 * ((total // 2 - 1 if passes == 2 else 3) - 1), "nothing is scored twice"
+    assert output.predictions.read_bytes() == Run(tmp_path / "whole").predictions.read_bytes()
+    assert not output.partial_scores.exists()
 
 
 @pytest.mark.parametrize("kind", ["linear", "lm_trained"])

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint, swap_rows
+from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
+from lmsys_unsloth.data.stored_rows import swap_rows
 
 ROW = Comparison(
     "7",
@@ -45,22 +46,22 @@ def _rows(count: int) -> list[Comparison]:
 
 
 def test_no_swap() -> None:
-    assert swap_rows(_rows(3), "none", seed=0) == [(row,) for row in _rows(3)]
+    assert swap_rows(_rows(3), "none", seed=0) == _rows(3)
 
 
 def test_random_swap_depends_on_seed_and_row_only() -> None:
     rows = _rows(1000)
-    swapped = {unit[0].id: unit[0].label == 1 for unit in swap_rows(rows, "random", seed=0)}
+    swapped = {row.id: row.label == 1 for row in swap_rows(rows, "random", seed=0)}
     assert 430 < sum(swapped.values()) < 570
     part = swap_rows(rows[::-7], "random", seed=0)
-    assert {unit[0].id: unit[0].label == 1 for unit in part}.items() <= swapped.items()
+    assert {row.id: row.label == 1 for row in part}.items() <= swapped.items()
     assert swap_rows(rows, "random", seed=1) != swap_rows(rows, "random", seed=0)
 
 
 def test_both_ways_in_one_unit() -> None:
-    units = swap_rows(_rows(3), "both", seed=0)
-    assert [unit[0] for unit in units] == _rows(3)
-    assert all(unit[1] == unit[0].swapped() and len(unit) == 2 for unit in units)
+    rows = swap_rows(_rows(3), "both", seed=0)
+    assert rows[::2] == _rows(3)
+    assert rows[1::2] == [row.swapped() for row in _rows(3)]
 
 
 @pytest.mark.parametrize(

@@ -192,10 +192,29 @@ def test_the_cache_remembers_ties_between_bad_responses(
     for _ in range(2):
         rows = dataset.load_rows(config(path=str(tmp_path / "arena.jsonl")))
         assert [row.both_bad for row in rows] == [False, True]
-        monkeypatch.setattr(row_cache.sources, "read_source", None)
+        monkeypatch.setattr(row_cache.sources, "open_rows", None)
 
 
-def test_the_cache_gives_the_same_and_never_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_rows_are_found_again_where_the_rows_are_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMSYS_UNSLOTH_CACHE", str(tmp_path / "cache"))
+    path = _file(tmp_path)
+    with Path(path).open("a") as file:
+        file.write("too,few,cells\n")
+    monkeypatch.setattr(row_cache, "LEAST_BYTES", 0)
+    monkeypatch.setattr(row_cache, "IN_MEMORY_BYTES", 0)
+    for _ in range(2):
+        with pytest.raises(UserError, match="1 of 61 rows can't be used"):
+            dataset.load_rows(config(path=path))
+        assert len(dataset.load_rows(config(path=path, bad_rows="skip"))) == 60
+
+
+@pytest.mark.parametrize("in_memory", [0, 2**29])
+def test_the_cache_gives_the_same_and_never_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int
+) -> None:
+    monkeypatch.setattr(row_cache, "IN_MEMORY_BYTES", in_memory)
     monkeypatch.setenv("LMSYS_UNSLOTH_CACHE", str(tmp_path / "cache"))
     path = _file(tmp_path, votes_a=1, votes_b=1, votes_tie=2, note="kept")
     uncached = dataset.load_fold(config(path=path), 0)
@@ -204,11 +223,11 @@ def test_the_cache_gives_the_same_and_never_the_old(tmp_path: Path, monkeypatch:
     first = dataset.load_fold(config(path=path), 0)
     with monkeypatch.context() as without:
         without.setattr(duplicates, "find_similar", None)
-        without.setattr(row_cache.sources, "read_source", None)
+        without.setattr(row_cache.sources, "open_rows", None)
         cached = dataset.load_fold(config(path=path), 0)
         other_fold = dataset.load_fold(config(path=path), 1)
     for fold in (first, cached):
-        assert (fold.train, fold.validation) == (uncached.train, uncached.validation)
+        assert (list(fold.train), list(fold.validation)) == (uncached.train, uncached.validation)
         assert fold.description == uncached.description
         assert np.array_equal(fold.groups, uncached.groups)
     assert cached.train[0].extra == {"note": "kept"}

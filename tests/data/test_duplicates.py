@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from datasketch import MinHash
+from datasketch import LeanMinHash, MinHash, MinHashLSH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,3 +121,35 @@ def test_any_texts_are_partitioned(texts: list[str]) -> None:
 def test_a_megabyte_in_little_memory() -> None:
     text = "".join(random.Random(0).choices("abcdefghij ", k=1_000_000))
     assert find_similar([text, text[:-5] + "zzzzz", "short"], 0.8).near.tolist() == [0, 0, 2]
+
+
+def _groups_by_library(texts: list[str], threshold: float) -> list[int]:
+    """Groups of distinct texts, each compared with all candidates of datasketch's own index."""
+    index = MinHashLSH(
+        threshold=threshold, num_perm=duplicates.PERMUTATIONS, weights=duplicates.ERROR_WEIGHTS
+    )
+    factors, offsets = (
+        p[:, None].copy() for p in MinHash(duplicates.PERMUTATIONS, scheme=duplicates.SCHEME).permutations
+    )
+    sketches: list[np.ndarray] = []
+    groups = np.arange(len(texts))
+    for number, text in enumerate(texts):
+        values = duplicates._sketch(duplicates._shingles(normalised(text)), factors, offsets)
+        sketch = LeanMinHash(seed=1, hashvalues=values, scheme=duplicates.SCHEME)
+        similar = [i for i in index.query(sketch) if (sketches[i] == values).mean() >= threshold]
+        linked = [number, *groups[similar].tolist()]
+        groups[np.isin(groups, linked)] = min(linked)
+        index.insert(number, sketch)
+        sketches.append(values)
+    return list(groups.tolist())
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9])
+def test_sorted_bands_give_the_groups_of_the_library_index(threshold: float) -> None:
+    rng = random.Random(1)
+    templates = [" ".join("".join(rng.choices("abcdef", k=5)) for _ in range(20)) for _ in range(8)]
+    texts = [_changed(rng, rng.choice(templates).split(), rng.choice((0.02, 0.05, 0.3))) for _ in range(400)]
+    texts = list(dict.fromkeys(texts))
+    expected = _groups_by_library(texts, threshold)
+    assert 8 <= len(set(expected)) < len(texts), "some texts are joined, some are not"
+    assert find_similar(texts, threshold).near.tolist() == expected

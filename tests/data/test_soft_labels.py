@@ -19,11 +19,12 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.arena import simulate
-from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint, swap_rows
+from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
 from lmsys_unsloth.data.dataset import FoldData, limit_rows, load_fold
 from lmsys_unsloth.data.earlier_runs import use_earlier_runs
 from lmsys_unsloth.data.earlier_runs.soft_labels import mixed
 from lmsys_unsloth.data.selection import select_for_trained
+from lmsys_unsloth.data.stored_rows import swap_rows
 from lmsys_unsloth.data.trained_rows import save_trained_rows
 from lmsys_unsloth.evaluate.predictions import Predictions, label_array, write_predictions
 from lmsys_unsloth.simulate import main as write_arena
@@ -100,7 +101,8 @@ def test_own_soft_labels_are_mixed_and_rows_without_a_label_take_the_teacher_alo
 
 def test_a_swapped_copy_has_the_swapped_target(tmp_path: Path) -> None:
     fold = student(tmp_path, cross_validation(tmp_path / "cv"))
-    for row, copy in swap_rows(fold.train, "both", 0):
+    rows = swap_rows(fold.train, "both", 0)
+    for row, copy in zip(rows[::2], rows[1::2], strict=True):
         assert row.soft_label is not None and copy.soft_label is not None
         assert copy.soft_label == (row.soft_label[1], row.soft_label[0], row.soft_label[2])
 

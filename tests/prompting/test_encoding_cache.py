@@ -12,8 +12,9 @@ from prompt_rows import BUDGET, LONG, ROW, same
 from small_tokenizers import encoder, small_llama3
 
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.prompting import encoding
-from lmsys_unsloth.prompting.encoding import EncodedRow, RowEncoder, encode_cached
+from lmsys_unsloth.prompting import encoded_rows
+from lmsys_unsloth.prompting.encoded_rows import encode_cached
+from lmsys_unsloth.prompting.encoding import EncodedRow, RowEncoder
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_changed_row_template_tokenizer_or_code_never_meets_old_ids(
         encode_cached(RowEncoder(small_llama3(), template("v5", **changes)), [ROW])
     encode_cached(RowEncoder(small_llama3(), template("v5", truncation={"cut": "head"})), [ROW])
     encode_cached(encoder("smollm2", "v5"), [ROW])
-    monkeypatch.setattr(encoding, "_code_fingerprint", lambda: "another version")
+    monkeypatch.setattr(encoded_rows, "_code_fingerprint", lambda: "another version")
     encode_cached(made, [ROW])
     assert len(encodings) == 11
 
