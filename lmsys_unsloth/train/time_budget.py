@@ -80,8 +80,8 @@ class TimeBudget:
         self._before = 0.0 if used is None else used.seconds
         self._ends = [0, *itertools.accumulate(tokens)]
         self._clock, self._started = clock, clock()
-        known = used is not None and used.rate is not None
-        self._rates: deque[float] = deque([used.rate] * TRUSTED if known else [], maxlen=RECENT)
+        rate = None if used is None else used.rate
+        self._rates: deque[float] = deque([] if rate is None else [rate] * TRUSTED, maxlen=RECENT)
         self._steps = 0
         self._pauses: deque[float] = deque(maxlen=RECENT)
         self._evaluation: float | None = None
