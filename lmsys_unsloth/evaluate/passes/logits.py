@@ -47,19 +47,16 @@ def answer_logits(
         after_batch: called with the numbers of rows and of tokens of each batch of this rank, and whether it
             was computed now.
     """
-    model, in_use = (
-        decoder.model,
-        decoder if isinstance(decoder, FallbackDecoder) else FallbackDecoder(decoder),
-    )
+    model = decoder.model
+    in_use = decoder if isinstance(decoder, FallbackDecoder) else FallbackDecoder(decoder)
     was_training = model.training
     model.eval()
     group, device, freed = ranks.current(), next(model.parameters()).device, memory.Releaser()
     lengths, named = token_counts(rows), range(len(rows)) if numbers is None else numbers
     own = own_share(lengths)
     result = torch.zeros(len(rows), len(answer_head(model).answer_ids))
-    batches = [
-        [own[i] for i in batch] for batch in by_length([lengths[row] for row in own], tokens_per_batch)
-    ]
+    sorted_batches = by_length([lengths[row] for row in own], tokens_per_batch)
+    batches = [[own[i] for i in batch] for batch in sorted_batches]
     missing = []
     for chosen in batches:
         before = torch.empty(len(chosen), result.shape[1])
