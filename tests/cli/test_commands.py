@@ -196,7 +196,7 @@ def test_parity_of_a_model_and_of_a_run_on_the_command_line(trained: Path, tiny_
 def test_an_interrupted_scoring_goes_on_in_its_directory(trained: Path) -> None:
     cwd, words = trained.parent, ["run=RUN", "eval.tokens_per_batch=1"]
     stop = (
-        "import runpy, sys\n"
+        f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from lmsys_unsloth.model.answer_head import AnswerHead\n"
         "ordinary, calls = AnswerHead.logits, []\n"
         "def logits(*arguments):\n"
