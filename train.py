@@ -2,10 +2,12 @@
 
 python train.py                                  # SmolLM2 on the simulated arena, any machine
 python train.py model=llama3 prompt=v2 data=lmsys data.path=train.csv fold=0
-python train.py -m prompt=v1,v2 fold=0,1         # a sweep
+python train.py -m prompt=v1,v2 fold=0,1         # a sweep; cv=5 instead of -m: all folds, merged at the end
 python train.py resume=RUN                       # resume after an interruption
 torchrun --nproc-per-node=2 train.py …           # on two GPUs
 """
+
+import sys
 
 import hydra
 from omegaconf import DictConfig
@@ -15,6 +17,8 @@ from lmsys_unsloth.cli.launch import launch
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core import ranks
+from lmsys_unsloth.sweep import runner
+from lmsys_unsloth.sweep.plan import is_sweep
 
 
 def train(config: Config, run: Run) -> None:
@@ -51,4 +55,6 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if is_sweep(sys.argv[1:]):
+        sys.exit(runner.main(sys.argv[1:]))
     launch(main)

@@ -27,6 +27,8 @@ from lmsys_unsloth.config.schema import (
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
+COMMAND = ("resume", "launcher", "search", "hydra")
+"""Keys of the command, which are no part of a run's configuration."""
 
 
 @functools.cache
@@ -38,7 +40,7 @@ def _composed(*overrides: str) -> Any:
 def composed(*overrides: str) -> dict[str, Any]:
     """The composed configuration of ``train.py`` as plain values, without the keys of the command itself."""
     values = copy.deepcopy(_composed(*overrides))
-    return {key: value for key, value in values.items() if key not in ("resume", "hydra")}
+    return {key: value for key, value in values.items() if key not in COMMAND}
 
 
 def config(*overrides: str) -> Config:

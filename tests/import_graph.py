@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGE = "lmsys_unsloth"
 REPOSITORY = Path(__file__).resolve().parent.parent
-FOLDERS = ("core", "config", "data", "prompting", "model", "train", "evaluate", "report", "cli")
+FOLDERS = ("core", "config", "data", "prompting", "model", "train", "evaluate", "report", "cli", "sweep")
 """Each folder may import itself and the folders before it."""
 COMMANDS = ("simulate", "dashboard", "pseudo", "models")
 """Modules run as ``python -m lmsys_unsloth.NAME``; they may import every folder."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+FILES = ("base.txt", "sweeps.txt", "dev.txt", "constraints.txt", "no-deps.txt")
 
 
 def pins(*names: str) -> dict[str, str]:
@@ -28,7 +29,8 @@ def pinned(requirements: list[str]) -> dict[str, str]:
 def test_pyproject_lists_the_pinned_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert pinned(project["dependencies"]) == pins("base.txt")
-    assert pinned(project["optional-dependencies"]["dev"]) == pins("dev.txt")
+    for extra in ("dev", "sweeps"):
+        assert pinned(project["optional-dependencies"][extra]) == pins(f"{extra}.txt")
     low, high = re.search(r"torch>=([\d.]+),<([\d.]+)", " ".join(project["dependencies"])).groups()  # type: ignore[union-attr]
     for file in ("cpu.txt", "cuda.txt"):
         assert _number(low) <= _number(pins(file)["torch"]) < _number(high)
@@ -47,7 +49,7 @@ def test_torch_on_a_gpu_is_the_one_that_was_measured() -> None:
 
 
 def test_no_package_is_pinned_twice() -> None:
-    seen = [name for file in ("base.txt", "dev.txt", "constraints.txt", "no-deps.txt") for name in pins(file)]
+    seen = [name for file in FILES for name in pins(file)]
     assert len(seen) == len(set(seen))
 
 

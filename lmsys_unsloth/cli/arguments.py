@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from lmsys_unsloth.report.tracking import Tracker
 
 _GROUPS = ("model", "prompt", "lora", "head", "data", "train", "logger", "experiment", "debug")
-_COMMAND_KEYS = ("resume", "run", "runs")
-"""Keys that name the run directories a command works on; all other keys describe the run itself."""
+_COMMAND_KEYS = ("resume", "run", "runs", "launcher", "search")
+"""Keys that say what a command works on and where its jobs run; all other keys describe the run itself."""
 _FREE_GROUPS = ("logger", "debug")
 """Groups that may be replaced when a trained run is scored; they do not change what its model computes."""
 
@@ -127,10 +127,10 @@ def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
     Raises:
         UserError: the configuration is invalid, or overrides would change the resumed run.
     """
-    settings = _plain(composed)
-    resume = settings.pop("resume")
+    settings = _settings(composed)
+    resume = composed["resume"]
     if resume is None:
-        config = parse_config(use_prompt_file(settings, _overrides()))
+        config = parse_composed(composed, _overrides())
         if config.debug.parity:
             raise UserError("debug.parity = True: compares forward passes without training; use eval.py.")
         return config, agree([config], output())
@@ -158,13 +158,11 @@ def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
         UserError: the configuration is invalid, a run does not exist, or an override exchanges a group
             that decides what the trained model computes.
     """
-    settings = _plain(composed)
-    if resume := settings.pop("resume"):
+    if resume := composed["resume"]:
         Run.open(Path(resume))
-    named = settings.pop("runs") + ([settings["run"]] if settings["run"] else [])
-    del settings["run"]
+    settings, named = _settings(composed), _runs(composed)
     if not named:
-        config = parse_config(use_prompt_file(settings, _overrides()))
+        config = parse_composed(composed, _overrides())
         agree([config], output())
         return config, [], output()
     overrides = [o.lstrip("+") for o in _overrides() if o.partition("=")[0] not in _COMMAND_KEYS]
@@ -180,6 +178,24 @@ def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
     members = [_member(Run.open(Path(path)), settings, free, values) for path in named]
     agree([member.config for member in members], output())
     return members[0].config, members, output()
+
+
+def parse_composed(composed: DictConfig, overrides: Sequence[str]) -> Config:
+    """The validated configuration of a run from what Hydra composed of these overrides.
+
+    Raises:
+        UserError: the configuration is invalid.
+    """
+    return parse_config(use_prompt_file(_settings(composed), overrides))
+
+
+def _settings(composed: DictConfig) -> dict[str, Any]:
+    """The composed configuration as plain values, without the keys of the command."""
+    return {key: value for key, value in _plain(composed).items() if key not in _COMMAND_KEYS}
+
+
+def _runs(composed: DictConfig) -> list[str]:
+    return [*composed["runs"], *([composed["run"]] if composed["run"] else [])]
 
 
 def _member(run: Run, settings: dict[str, Any], free: dict[str, Any], values: Sequence[str]) -> Member:

@@ -33,10 +33,14 @@ def launch(main: Callable[[], Any]) -> None:
 
 
 def _refuse_sweep(given: Sequence[str]) -> None:
-    if any(argument in ("-m", "--multirun") or argument == "hydra.mode=MULTIRUN" for argument in given):
+    if any(
+        argument in ("-m", "--multirun") or argument.startswith(("cv=", "search=", "hydra.mode=MULTIRUN"))
+        for argument in given
+    ):
         raise UserError(
-            "-m: the jobs of a sweep run one after another in one process, but several were started.\n"
-            "  Leave out the launcher, or start one command per job: torchrun … train.py fold=0"
+            "a sweep (-m, cv=K, search=NAME) starts a process for each of its jobs, but several processes "
+            "were started for it.\n"
+            "  Leave out torchrun: each job uses one GPU. Or start each job: torchrun … train.py fold=0"
         )
 
 

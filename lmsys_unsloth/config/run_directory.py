@@ -69,6 +69,8 @@ class Run:
     """Weights and score of the best evaluation on the early-stopping set."""
     training = _Inside("training.json")
     """Speed, memory, learning curve and the losses on the early-stopping set."""
+    evaluations = _Inside("evaluations.json")
+    """Losses on the early-stopping set so far, by step; written while training."""
     adapter = _Inside("adapter")
     """Folder of LoRA adapters in PEFT's format, or of fully trained weights."""
     parity = _Inside("parity.json")
@@ -87,6 +89,12 @@ class Run:
     """Self-contained HTML report."""
     plots = _Inside("plots")
     """Folder of the report's figures as PNG files."""
+    job = _Inside("job.json")
+    """State of a job of a sweep."""
+    output = _Inside("output.log")
+    """What a job of a sweep printed."""
+    stop = _Inside("stop")
+    """Request to end a job of a sweep with a checkpoint."""
     wandb_id = _Inside("wandb_id")
     """Id under which the run is continued in wandb."""
 
@@ -147,9 +155,13 @@ class Run:
         """Return ``training.json``; empty without training."""
         return _read_json(self.training)
 
+    def metrics_description(self) -> dict[str, Any]:
+        """Return ``metrics.json``; empty if nothing was scored."""
+        return _read_json(self.metrics)
+
     def trained_rows_scored(self) -> int | None:
         """Number of scored rows that the model was trained on; None if it is not known."""
-        overlap = _read_json(self.metrics).get("trained_rows") or {"scored": 0}
+        overlap = self.metrics_description().get("trained_rows") or {"scored": 0}
         scored: int | None = overlap["scored"]
         return scored
 

@@ -75,7 +75,7 @@ def write_report(run: Run, metrics: Metrics, predictions: Predictions, rows: Seq
     for name, (_, figure) in figures.items():
         with replacing(run.plots / f"{name}.png") as temporary:
             temporary.write_bytes(plots.render_png(figure))
-    template = _environment().get_template("report.html.j2")
+    template = templates().get_template("report.html.j2")
     html = template.render(
         title=run.path.name,
         score=metrics.score,
@@ -199,7 +199,8 @@ def _span(slices: Mapping[str, Sequence[Slice]], score: Score | None) -> tuple[f
     return score.log_loss - reach, score.log_loss + reach
 
 
-def _environment() -> Environment:
+def templates() -> Environment:
+    """The templates of reports; values are escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 

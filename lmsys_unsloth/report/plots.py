@@ -39,7 +39,7 @@ HISTOGRAM_EDGES = np.linspace(0, 1, 21).tolist()
 MAX_POINTS = 1500
 """Largest number of points in a scatter plot."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.edgecolor": COLOURS["muted"],
     "axes.labelcolor": COLOURS["ink"],
@@ -76,7 +76,7 @@ def plot_all(
     known = labels >= 0
     p, y = probabilities[known], labels[known]
     figures: dict[str, tuple[str, Figure]] = {}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for k, name in enumerate(LABELS):
             if len(p):
                 alternative = f"Reliability of the probability of {NAMES[k]}"
@@ -93,8 +93,14 @@ def plot_all(
         if any("loss" in entry for entry in learning_curve):
             alternative = "Training loss and learning rate by step"
             figures["learning_curve"] = (alternative, plot_learning_curve(learning_curve))
+    return finished(figures)
+
+
+def finished(figures: dict[str, tuple[str, Figure]]) -> dict[str, tuple[str, Figure]]:
+    """Compute the layout of figures once, not for each file format."""
+    with mpl.rc_context(STYLE):
         for _, figure in figures.values():
-            figure.draw_without_rendering()  # compute the layout once, not for each file format
+            figure.draw_without_rendering()
             figure.set_layout_engine("none")
     return figures
 
@@ -203,7 +209,7 @@ def plot_learning_curve(curve: Sequence[dict[str, Any]]) -> Figure:
 def render_png(figure: Figure) -> bytes:
     """Render the figure on white, for files and experiment trackers."""
     buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=160, facecolor="white")
     return buffer.getvalue()
 
@@ -215,7 +221,7 @@ def render_svg(figure: Figure, name: str) -> str:
     """
     buffer = io.StringIO()
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

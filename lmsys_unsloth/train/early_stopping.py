@@ -88,16 +88,17 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         model: model that is trained.
         evaluate: returns the mean log loss on the early-stopping set.
         folder: where the best weights are kept.
+        history: file of the losses of all evaluations so far, for whoever watches the training.
         every: optimiser steps between two evaluations; the last step is always evaluated.
         patience: stop after this many evaluations without improvement; None: never.
         metric_logger: receives ``train/early_stopping_loss``.
     """
 
     def __init__(
-        self, model: nn.Module, evaluate: Callable[[], float], folder: Path, *, every: int,
+        self, model: nn.Module, evaluate: Callable[[], float], folder: Path, history: Path, *, every: int,
         patience: int | None, metric_logger: MetricLogger,
     ) -> None:  # fmt: skip
-        self.model, self.evaluate, self.folder = model, evaluate, folder
+        self.model, self.evaluate, self.folder, self.history = model, evaluate, folder, history
         self.every, self.patience, self.metric_logger = every, patience, metric_logger
         self.best = self._stored()
         self.stopped_early = False
@@ -110,6 +111,8 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         state.log_history.append({"step": step, KEY: loss})
         self.metric_logger.log({f"train/{KEY}": loss}, step=step)
         log.info("step %d: loss %.4f on the early-stopping set", step, loss)
+        if ranks.current().first:
+            write_json(self.history, [entry for entry in state.log_history if KEY in entry])
         if self.best is None or loss < self.best.loss:
             self.best = Best(step, loss)
             if ranks.current().first:

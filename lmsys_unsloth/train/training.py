@@ -149,7 +149,7 @@ def train(
     stopping = None
     if config.evaluate_every is not None:
         stopping = EarlyStopping(
-            model, lambda: mean_loss(in_use, early_stopping), run.best_checkpoint,
+            model, lambda: mean_loss(in_use, early_stopping), run.best_checkpoint, run.evaluations,
             every=config.evaluate_every, patience=config.patience, metric_logger=metric_logger,
         )  # fmt: skip
         trainer.add_callback(stopping)
