@@ -11,10 +11,22 @@ from pathlib import Path
 
 PACKAGE = "lmsys_unsloth"
 REPOSITORY = Path(__file__).resolve().parent.parent
-FOLDERS = ("core", "config", "data", "prompting", "model", "train", "evaluate", "report", "cli", "sweep")
+FOLDERS = (
+    "core",
+    "config",
+    "data",
+    "prompting",
+    "model",
+    "train",
+    "evaluate",
+    "predict",
+    "report",
+    "cli",
+    "sweep",
+)
 """Each folder may import itself and the folders before it."""
 COMMANDS = ("simulate", "dashboard", "pseudo", "models")
-"""Modules run as ``python -m lmsys_unsloth.NAME``; they may import every folder."""
+"""Modules run as ``python -m lmsys_unsloth.NAME`` or imported by users; they may import every folder."""
 
 
 def module_name(file: Path) -> str:

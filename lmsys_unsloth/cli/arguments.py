@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lmsys_unsloth.cli.agreement import agree
+from lmsys_unsloth.config.defaults import with_new_keys
 from lmsys_unsloth.config.parsing import Config, is_known_key, parse_config
 from lmsys_unsloth.config.prompt_file import use_prompt_file
 from lmsys_unsloth.config.run_directory import Run
@@ -27,11 +28,11 @@ from lmsys_unsloth.core.ranks import RankLost
 if TYPE_CHECKING:
     from lmsys_unsloth.report.tracking import Tracker
 
-_GROUPS = ("model", "prompt", "lora", "head", "data", "train", "logger", "experiment", "debug")
+_GROUPS = ("model", "prompt", "lora", "head", "data", "train", "engine", "logger", "experiment", "debug")
 _COMMAND_KEYS = ("resume", "run", "runs", "launcher", "search")
 """Keys that say what a command works on and where its jobs run; all other keys describe the run itself."""
-_FREE_GROUPS = ("logger", "debug")
-"""Groups that may be replaced when a trained run is scored; they do not change what its model computes."""
+_FREE_GROUPS = ("engine", "logger", "debug")
+"""Groups that may be replaced when a trained run is scored; they do not change what its model is."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
         config = parse_composed(composed, _overrides())
         if config.debug.parity:
             raise UserError("debug.parity = True: compares forward passes without training; use eval.py.")
+        if config.engine.kind != "native":
+            raise UserError(f"engine={config.engine.kind}: is for scoring; leave it out, or use eval.py.")
         return config, agree([config], output())
     changes = [override for override in _overrides() if not override.startswith("resume=")]
     if changes:
@@ -141,7 +144,7 @@ def open_training_run(composed: DictConfig) -> tuple[Config, Run]:
             "  Leave the other overrides out, or start a new run."
         )
     run = Run.open(Path(resume))
-    config = parse_config(_with_new_keys(run.settings(), settings))
+    config = parse_config(with_new_keys(run.settings(), settings))
     return config, agree([config], run)
 
 
@@ -152,7 +155,7 @@ def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
     scored there and would be scored in the same way again is used.
 
     Each run keeps its own configuration. Overrides of single values are applied to all of them, and the
-    groups ``logger`` and ``debug`` may be replaced as a whole.
+    groups ``engine``, ``logger`` and ``debug`` may be replaced as a whole.
 
     Raises:
         UserError: the configuration is invalid, a run does not exist, or an override exchanges a group
@@ -199,17 +202,9 @@ def _runs(composed: DictConfig) -> list[str]:
 
 
 def _member(run: Run, settings: dict[str, Any], free: dict[str, Any], values: Sequence[str]) -> Member:
-    stored = _with_new_keys(run.settings(), settings) | free
+    stored = with_new_keys(run.settings(), settings) | free
     merged = OmegaConf.merge(OmegaConf.create(stored), OmegaConf.from_dotlist(list(values)))
     return Member(run, parse_config(use_prompt_file(_plain(merged), values)))
-
-
-def _with_new_keys(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with defaults for keys and sections that did not exist when it was written."""
-    return current | {
-        name: {**current[name], **section} if isinstance(section, dict) and name in current else section
-        for name, section in stored.items()
-    }
 
 
 def output() -> Run:

@@ -38,8 +38,7 @@ from lmsys_unsloth.evaluate.passes.partial_scores import PartialScores
 from lmsys_unsloth.evaluate.predictions import Predictions, form_columns
 from lmsys_unsloth.evaluate.scoring import predict_rows
 from lmsys_unsloth.evaluate.stacking import Calibration
-from lmsys_unsloth.model import loading, trained_weights
-from lmsys_unsloth.model.answer_head import attach_head
+from lmsys_unsloth.predict.models import load_scored_model
 from lmsys_unsloth.report.results import Outcome, report_results, report_scoring
 
 log = logging.getLogger(__name__)
@@ -54,8 +53,7 @@ def evaluate_untrained(config: Config, output: Run) -> Outcome:
     selection = select_for_untrained(config, output)
     adjustment.require_labels(config.eval, selection.rows)
     prepared = prepare_scoring(config, selection, output)
-    model = loading.load_model(config.model)
-    attach_head(model, config.head, prepared.encoder.answer_ids)
+    model = load_scored_model(config, prepared.encoder, None)
     partial = PartialScores(output, config, None, prepared.scored)
     predicted, speed = predict_rows(model, prepared, config, partial)
     return report_scoring(output, config, prepared, predicted, speed)
@@ -67,8 +65,7 @@ def evaluate_run(member: Member, output: Run) -> Outcome:
     selection = select_for_trained(member.config, [member.run], rows, output)
     calibration = _stored_calibration([member], rows, selection)
     prepared = prepare_scoring(member.config, selection, output)
-    model = trained_weights.load_adapters(loading.load_model(member.config.model), member.run.adapter)
-    attach_head(model, member.config.head, prepared.encoder.answer_ids, folder=member.run.adapter)
+    model = load_scored_model(member.config, prepared.encoder, member.run.adapter)
     partial = PartialScores(output, member.config, member.run.adapter, prepared.scored)
     predicted, speed = predict_rows(model, prepared, member.config, partial)
     _compare_with_stored(predicted, member.run)
@@ -198,6 +195,7 @@ def _stored_predictions_hold(member: Member) -> bool:
     same = all(_contains(current[name], stored[name]) for name in decisive)
     same &= all(current["eval"][key] == stored["eval"][key] for key in ("swap", "swap_share"))
     same &= current["eval"]["time_budget"] == stored["eval"].get("time_budget")
+    same &= current["engine"]["kind"] == stored.get("engine", {"kind": "native"})["kind"]
     same &= current["head"]["kind"] == stored.get("head", {"kind": "lm"})["kind"]
     return member.run.predictions.is_file() and same
 

@@ -21,8 +21,8 @@ from lmsys_unsloth.evaluate.passes.partial_scores import PartialScores
 from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.evaluate.scores import WeightAverage
 from lmsys_unsloth.evaluate.scoring import predict_rows
-from lmsys_unsloth.model import loading, trained_weights
-from lmsys_unsloth.model.answer_head import attach_head
+from lmsys_unsloth.model import trained_weights
+from lmsys_unsloth.predict.models import load_scored_model
 from lmsys_unsloth.prompting.prepared import Prepared
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,8 @@ def predict_all(members: Sequence[Member], selections: Sequence[Selection], outp
             key = _key(member.config, "model", "prompt"), id(selection)
             if key not in prepared:
                 prepared[key] = prepare_scoring(member.config, selection, output)
-            if base is None:
-                base = loading.load_model(member.config.model)
-            adapted = trained_weights.load_adapters(base, member.run.adapter)
-            answer_ids = prepared[key].encoder.answer_ids
-            attach_head(adapted, member.config.head, answer_ids, folder=member.run.adapter)
+            encoder = prepared[key].encoder
+            adapted = load_scored_model(member.config, encoder, member.run.adapter, base=base)
             partial = PartialScores(output, member.config, member.run.adapter, prepared[key].scored)
             found[index], _ = predict_rows(adapted, prepared[key], member.config, partial)
             base = trained_weights.remove_adapters(adapted)

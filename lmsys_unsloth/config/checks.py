@@ -8,6 +8,7 @@ from typing import Any
 
 from lmsys_unsloth.config import placeholders
 from lmsys_unsloth.config.durations import in_words
+from lmsys_unsloth.config.engine_schema import EngineConfig
 from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.config.schema import (
     DataConfig,
@@ -77,7 +78,22 @@ def contradictions(valid: Mapping[str, Any]) -> list[str]:
             f"eval.time_budget = {in_words(evaluation.time_budget)}: decides how many rows are scored with "
             f"swapped responses too, but eval.swap = {evaluation.swap!r}; set eval.swap=uncertain"
         )
+    problems += _engine_problems(valid.get("engine"))
     return problems + _head_problems(valid.get("head"), data, train, valid.get("eval"))
+
+
+def _engine_problems(engine: EngineConfig | None) -> list[str]:
+    """What an engine lacks."""
+    if engine is None:
+        return []
+    path, kind = engine.path, engine.kind
+    if kind == "openai" and not (engine.url or "").startswith(("http://", "https://")):
+        return [f"engine.url = {engine.url!r}: engine=openai needs engine.url=http://HOST:PORT/v1"]
+    if kind == "llama_cpp" and not (path and Path(path).is_file()):
+        return [f"engine.path = {path!r}: engine=llama_cpp needs engine.path=FILE.gguf, a file that exists"]
+    if kind == "classifier" and not (path and Path(path, "config.json").is_file()):
+        return [f"engine.path = {path!r}: engine=classifier needs engine.path=DIR, a folder with config.json"]
+    return []
 
 
 def _holds_gguf(path: Path) -> bool:

@@ -10,6 +10,7 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from lmsys_unsloth.config import schema
 from lmsys_unsloth.config.checks import contradictions
+from lmsys_unsloth.config.engine_schema import EngineConfig
 from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.core.errors import UserError
 
@@ -28,6 +29,7 @@ class Config(schema.Section):
     data: schema.DataConfig
     train: schema.TrainConfig
     eval: schema.EvalConfig
+    engine: EngineConfig
     logger: schema.LoggerConfig
     debug: schema.DebugConfig
 

@@ -1,6 +1,7 @@
 """The sections of a run's configuration: what each key under ``conf/`` means and which values it may have.
 
-The ``prompt`` section is in :mod:`~lmsys_unsloth.config.prompt_schema`.
+The ``prompt`` section is in :mod:`~lmsys_unsloth.config.prompt_schema`, ``engine`` in
+:mod:`~lmsys_unsloth.config.engine_schema`.
 
 Nothing here imports torch, so that a wrong value on the command line is reported within about a second.
 """

@@ -112,12 +112,12 @@ def dialogue(cell: Any, name: str, notes: Counter[str]) -> tuple[tuple[str, ...]
     if roles != ["user", "assistant"] * (len(roles) // 2):
         found = ", ".join(map(str, roles[:6]))
         raise CellError("roles", f"{name} must alternate user, assistant; it has {found}")
-    contents = [_content(message.get("content"), name) for message in messages]
+    contents = [joined_parts(message.get("content"), name) for message in messages]
     texts = [turn(content, name, index // 2, notes) for index, content in enumerate(contents)]
     return tuple(texts[0::2]), tuple(texts[1::2])
 
 
-def _content(content: Any, name: str) -> Any:
+def joined_parts(content: Any, name: str) -> Any:
     """Join a message that is stored in parts: ``[{"type": "text", "text": "Hi", "image": null}]``."""
     if not isinstance(content, list):
         return content

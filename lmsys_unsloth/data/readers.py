@@ -29,6 +29,8 @@ PACKED_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 MEGABYTE = 2**20
 SAMPLE = 100
 """Number of JSONL lines from which the columns are collected."""
+PAIRS = ("chosen", "rejected")
+"""Columns of benchmarks of reward models, which may hold lists of messages."""
 LEFT_OUT = frozenset({"full_conversation"})
 """Columns that are never read: they repeat the conversations, and more."""
 
@@ -237,6 +239,7 @@ def _wanted(schema: Any) -> list[str]:
         column.name
         for column in schema
         if column.name in schemas.KNOWN_COLUMNS
+        or column.name in PAIRS
         or not (pyarrow.types.is_nested(column.type) or column.name in LEFT_OUT)
     ]
 

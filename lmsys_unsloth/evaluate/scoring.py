@@ -80,7 +80,7 @@ def predict_rows(
         Predictions, and the speed.
     """
     rows, settings = prepared.scored, config.eval
-    decoder = FallbackDecoder(choose_decoder(model, rows, fast=config.train.fast))
+    decoder = FallbackDecoder(choose_decoder(model, rows, fast=is_fast(config)))
     tokens, started = tokens_per_batch(settings), clock()
     budget = None if settings.time_budget is None else TimeLeft(settings.time_budget, clock)
     lengths = token_counts(rows)
@@ -90,7 +90,7 @@ def predict_rows(
         logits = answer_logits(decoder, rows, tokens, scored, after_batch=watch.advance)
     seconds = clock() - started
     probabilities = _to_probabilities(logits)
-    predicted = _to_predictions(rows, probabilities, prepared.folds, prepared.groups)
+    predicted = to_predictions(rows, probabilities, prepared.folds, prepared.groups)
     if settings.swap == "none":
         return predicted, _speed(lengths, seconds)
     started = clock()
@@ -116,11 +116,31 @@ def predict_rows(
             "%d of %d rows scored with swapped responses too: %.1f s instead of about %.1f s for all",
             len(where), len(rows), swap_seconds, seconds,
         )  # fmt: skip
-    predicted = predictions.with_swap(predicted, _to_probabilities(swapped), where)
+    return with_swapped(predicted, logits, swapped, where, config), speed
+
+
+def is_fast(config: Config) -> bool:
+    """Whether rows are scored by the fast decoder, where it knows the model."""
+    return config.train.fast and config.engine.kind == "native"
+
+
+def with_swapped(
+    predicted: Predictions, logits: Tensor, swapped: Tensor, where: NDArray[np.int64], config: Config
+) -> Predictions:
+    """Average predictions with those of the rows at positions ``where``, scored with swapped responses.
+
+    Args:
+        predicted: of all rows in their own order.
+        logits: ``[rows, answers]`` of all rows.
+        swapped: ``[where, answers]`` of the swapped rows.
+        where: ``[where]`` positions in ascending order.
+        config: ``head`` decides whether probabilities or, for ``davidson``, logits are averaged.
+    """
+    averaged = predictions.with_swap(predicted, _to_probabilities(swapped), where)
     if config.head.kind == "davidson":  # eval.swap is "average", so every row was scored in both orders
-        averaged = _to_probabilities(average_orders(logits, swapped))
-        predicted = dataclasses.replace(predicted, probabilities=averaged)
-    return predicted, speed
+        of_logits = _to_probabilities(average_orders(logits, swapped))
+        return dataclasses.replace(averaged, probabilities=of_logits)
+    return averaged
 
 
 def _opened(partial: PartialScores | None, order: Order) -> AbstractContextManager[ScoredBatches | None]:
@@ -197,7 +217,7 @@ def _speed(lengths: Sequence[int], seconds: float) -> ScoringSpeed:
     )
 
 
-def _to_predictions(
+def to_predictions(
     encoded: Sequence[EncodedRow],
     probabilities: NDArray[np.float32],
     folds: NDArray[np.int64],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lmsys_unsloth.cli.arguments import _with_new_keys, prepare_arguments
+from lmsys_unsloth.cli.arguments import prepare_arguments
+from lmsys_unsloth.config.defaults import with_new_keys
 
 
 def test_unknown_keys_are_passed_on_to_be_reported_by_the_schema() -> None:
@@ -23,6 +24,6 @@ def test_resuming_keeps_the_hydra_record_of_the_first_start(tmp_path: Path) -> N
 def test_runs_of_earlier_versions_get_defaults_for_new_keys_and_sections() -> None:
     stored = {"fold": 1, "lora": {"r": 4}}
     current = {"fold": 0, "lora": {"r": 8, "kind": "lora"}, "head": {"kind": "lm"}}
-    assert _with_new_keys(stored, current) == {
+    assert with_new_keys(stored, current) == {
         "fold": 1, "lora": {"r": 4, "kind": "lora"}, "head": {"kind": "lm"},
     }  # fmt: skip

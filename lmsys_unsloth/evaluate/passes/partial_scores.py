@@ -108,7 +108,7 @@ def delete_partial_scores(output: Run) -> None:
 
 
 def _key(config: Config, weights: Path | None, rows: Sequence[EncodedRow]) -> str:
-    settings = config.model_dump(mode="json", include={"model", "prompt", "head"})
+    settings = config.model_dump(mode="json", include={"model", "prompt", "head", "engine"})
     settings |= {"tokens_per_batch": config.eval.tokens_per_batch, "fast": config.train.fast}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for file in sorted(weights.glob("*.safetensors")) if weights is not None else ():

@@ -1,0 +1,39 @@
+"""Defaults of keys that a stored configuration does not have, because it is older than they are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lmsys_unsloth.config.parsing import Config
+
+_CONF = Path(__file__).resolve().parents[2] / "conf"
+"""Folder of the defaults; it exists only where the code runs from a checkout."""
+
+
+def with_new_keys(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with defaults for keys and sections that did not exist when it was written."""
+    return {**current} | {
+        name: {**current[name], **section} if isinstance(section, dict) and name in current else section
+        for name, section in stored.items()
+    }
+
+
+def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`with_new_keys` with the defaults of ``conf/``; without that folder, ``stored`` as it is."""
+    if not _CONF.is_dir():
+        return dict(stored)
+    defaults = {name: value for name, value in _composed().items() if name in Config.model_fields}
+    return with_new_keys(stored, defaults)
+
+
+@functools.cache
+def _composed() -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(_CONF), version_base="1.3"):
+        values: Any = OmegaConf.to_container(compose("train"), resolve=True)
+    return dict(values)
