@@ -20,7 +20,7 @@ ifeq ($(filter $(PACKAGES),cpu cuda),)
 $(error PACKAGES=$(PACKAGES): must be cpu or cuda)
 endif
 
-.PHONY: help env demo test test-fast test-portable test-gpu lint clean
+.PHONY: help env demo test test-fast test-portable test-gpu lint dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ lint: $(READY) ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+dist: $(READY) ## build the sdist, the wheel and a bill of materials in dist/
+	rm -rf dist
+	$(BIN)/python -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
+	$(BIN)/python benchmarks/inventory.py sbom dist/sbom.json
+
 clean: ## remove the environment; runs and caches stay
 	rm -rf $(VENV)
 
@@ -58,4 +63,5 @@ $(READY): $(wildcard requirements/*.txt)
 	$(PIP) install --requirement requirements/base.txt --requirement requirements/sweeps.txt \
 		--requirement requirements/dev.txt --constraint requirements/constraints.txt
 	$(PIP) install --requirement requirements/no-deps.txt --no-deps
+	$(PIP) install --no-deps --editable .
 	touch $@

@@ -21,11 +21,13 @@ FOLDERS = (
     "evaluate",
     "predict",
     "report",
+    "data_tools",
     "cli",
     "sweep",
+    "commands",
 )
 """Each folder may import itself and the folders before it."""
-COMMANDS = ("simulate", "dashboard", "pseudo", "models")
+COMMANDS = ("simulate", "dashboard", "pseudo", "models", "__main__")
 """Modules run as ``python -m lmsys_unsloth.NAME`` or imported by users; they may import every folder."""
 
 

@@ -17,6 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lmsys_unsloth.cli.agreement import agree
+from lmsys_unsloth.cli.start.mistakes import find_mistakes
+from lmsys_unsloth.cli.start.program import in_words_of_the_caller, is_eval, program
 from lmsys_unsloth.config.defaults import with_new_keys
 from lmsys_unsloth.config.parsing import Config, is_known_key, parse_config
 from lmsys_unsloth.config.prompt_file import use_prompt_file
@@ -28,9 +30,10 @@ from lmsys_unsloth.core.ranks import RankLost
 if TYPE_CHECKING:
     from lmsys_unsloth.report.tracking import Tracker
 
-_GROUPS = ("model", "prompt", "lora", "head", "data", "train", "engine", "logger", "experiment", "debug")
-_COMMAND_KEYS = ("resume", "run", "runs", "launcher", "search")
+GROUPS = ("model", "prompt", "lora", "head", "data", "train", "engine", "logger", "experiment", "debug")
+COMMAND_KEYS = ("resume", "run", "runs", "launcher", "search")
 """Keys that say what a command works on and where its jobs run; all other keys describe the run itself."""
+_SWEEP_GROUPS = ("launcher", "search")
 _FREE_GROUPS = ("engine", "logger", "debug")
 """Groups that may be replaced when a trained run is scored; they do not change what its model is."""
 
@@ -59,13 +62,19 @@ def prepare_arguments(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         key, separator, value = argument.partition("=")
         plain = separator and key[:1].isalpha() and "@" not in key and not key.startswith("hydra")
-        known = key in _GROUPS or key in _COMMAND_KEYS or is_known_key(key)
+        known = key in GROUPS or key in COMMAND_KEYS or is_known_key(key)
         prepared.append(f"++{argument}" if plain and not known else argument)
         if key == "resume":
             prepared.append("hydra.output_subdir=null")
             if Run(Path(value)).config.is_file():  # Hydra would create a missing directory
                 prepared.append(f"hydra.run.dir={value}")
     return prepared
+
+
+def require_readable(words: Sequence[str]) -> None:
+    """Raise an error that explains every mistake in the form of the arguments."""
+    if found := find_mistakes(words, (*GROUPS, *_SWEEP_GROUPS)):
+        raise UserError("\n".join(found))
 
 
 @contextmanager
@@ -81,9 +90,11 @@ def messages() -> Iterator[None]:
         sys.exit(2)
     except UserError as error:
         if ranks.current().report(str(error)):
-            print(f"error: {_of_rank()}{error}", file=sys.stderr)
+            print(f"error: {_of_rank()}{in_words_of_the_caller(str(error))}", file=sys.stderr)
         if isinstance(error, WriteError) and ranks.current().first:
             _print_how_to_resume()
+        if HydraConfig.initialized() and ranks.current().first:
+            output().remove_if_unused()
         sys.exit(2)
     except KeyboardInterrupt:
         if lost := ranks.current().lost():
@@ -116,8 +127,8 @@ def _of_rank() -> str:
 def _print_how_to_resume() -> None:
     if not (HydraConfig.initialized() and output().can_resume()):
         return
-    command = "python train.py"  # has its settings in the run; eval.py must be told them again
-    if Path(sys.argv[0]).name == "eval.py":
+    command = program()  # train.py has its settings in the run; eval.py must be told them again
+    if is_eval():
         command = " ".join(w for w in command_line().split() if not w.startswith("resume="))
     print(f"resume with: {command} resume={output().path}", file=sys.stderr)
 
@@ -165,18 +176,19 @@ def open_evaluation(composed: DictConfig) -> tuple[Config, list[Member], Run]:
         Run.open(Path(resume))
     settings, named = _settings(composed), _runs(composed)
     if not named:
+        _require_model()
         config = parse_composed(composed, _overrides())
         agree([config], output())
         return config, [], output()
-    overrides = [o.lstrip("+") for o in _overrides() if o.partition("=")[0] not in _COMMAND_KEYS]
-    exchanged = {o.partition("=")[0] for o in overrides if o.partition("=")[0] in _GROUPS}
+    overrides = [o.lstrip("+") for o in _overrides() if o.partition("=")[0] not in COMMAND_KEYS]
+    exchanged = {o.partition("=")[0] for o in overrides if o.partition("=")[0] in GROUPS}
     refused = [o for o in overrides if o.partition("=")[0] in exchanged - set(_FREE_GROUPS)]
     if refused:
         raise UserError(
             f"{', '.join(refused)}: a trained run is scored with its own settings, whole groups can't be "
             "exchanged.\n  Override single values (data.path=FILE), or leave run= out for an untrained model."
         )
-    values = [o for o in overrides if o.partition("=")[0] not in _GROUPS]
+    values = [o for o in overrides if o.partition("=")[0] not in GROUPS]
     free = {name: settings[name] for name in exchanged}
     members = [_member(Run.open(Path(path)), settings, free, values) for path in named]
     agree([member.config for member in members], output())
@@ -194,11 +206,22 @@ def parse_composed(composed: DictConfig, overrides: Sequence[str]) -> Config:
 
 def _settings(composed: DictConfig) -> dict[str, Any]:
     """The composed configuration as plain values, without the keys of the command."""
-    return {key: value for key, value in _plain(composed).items() if key not in _COMMAND_KEYS}
+    return {key: value for key, value in _plain(composed).items() if key not in COMMAND_KEYS}
 
 
 def _runs(composed: DictConfig) -> list[str]:
     return [*composed["runs"], *([composed["run"]] if composed["run"] else [])]
+
+
+def _require_model() -> None:
+    """Raise an error if nothing says what to score."""
+    if not any(
+        override.lstrip("+").startswith(("model", "engine", "experiment")) for override in _overrides()
+    ):
+        raise UserError(
+            f"{program()}: what is to be scored? A trained run (run=RUN), several (runs=[RUN0,RUN1]), or an "
+            "untrained model (model=NAME, for example model=smollm2)."
+        )
 
 
 def _member(run: Run, settings: dict[str, Any], free: dict[str, Any], values: Sequence[str]) -> Member:
@@ -249,4 +272,4 @@ def _sweep_name() -> str | None:
 
 def command_line() -> str:
     """Command that was run, for reports: ``python train.py fold=1``."""
-    return " ".join(["python", Path(sys.argv[0]).name, *_overrides()])
+    return " ".join([program(), *_overrides()])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmsys_unsloth.cli import arguments
+from lmsys_unsloth.cli.start.own_conf import describe, own_conf, use_own_conf
 from lmsys_unsloth.core import launcher, ranks
 from lmsys_unsloth.core.errors import UserError
 
@@ -24,9 +25,13 @@ def launch(main: Callable[[], Any]) -> None:
     """
     with arguments.messages():
         group = launcher.join()
+        use_own_conf()
+        arguments.require_readable(sys.argv[1:])
         sys.argv[1:] = arguments.prepare_arguments(sys.argv[1:])
         if group.size > 1:
             _refuse_sweep(sys.argv[1:])
+        if group.first and (folder := own_conf()):
+            print(describe(folder), file=sys.stderr)
         if not group.first:
             _work_silently()
         main()

@@ -15,12 +15,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from lmsys_unsloth.config.resources import CONF
 from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import memory
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-"""Folder of the configuration; it exists only where the code runs from a checkout."""
 
 TOKENS = 2048
 """Length of the row for which memory is forecast."""
@@ -55,11 +53,9 @@ def list_models() -> list[ListedModel]:
     """Read ``conf/model`` and forecast memory, from the smallest model to the largest.
 
     Raises:
-        UserError: there is no ``conf``, or no shapes are known for one of the models.
+        UserError: no shapes are known for one of the models.
     """
     files = [file for file in (CONF / "model").glob("*.yaml") if file.stem != "auto"]
-    if not files:
-        raise UserError(f"{CONF}: no such folder; run this command in a checkout of the repository")
     shapes = _read(Path(__file__).with_name("model_shapes.yaml"))
     if missing := sorted({file.stem for file in files} - shapes.keys()):
         raise UserError(

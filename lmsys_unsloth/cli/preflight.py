@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from lmsys_unsloth.cli.checkpoint_checks import (
 from lmsys_unsloth.config.checks import TRAINED_HEADS
 from lmsys_unsloth.config.environment import installed_versions
 from lmsys_unsloth.config.parsing import Config
+from lmsys_unsloth.config.resources import pinned_versions
 from lmsys_unsloth.config.schema import ModelConfig
 from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
@@ -35,9 +33,6 @@ _COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 MIN_VOCABULARY_SHARE = 0.95
 """Tokenizer entries divided by embeddings, below which a warning is given."""
-
-REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
-"""Folder of the pinned versions; it exists only where the code runs from a checkout."""
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "unsloth", "unsloth_zoo", "xformers")
 
@@ -223,8 +218,10 @@ def _processes(config: Config, processes: int) -> Check:
 
 
 def _versions() -> Check:
-    """Compare the installed versions with the pinned ones, as far as these are known."""
-    pins, installed = _pins(), installed_versions(_PACKAGES)
+    """Compare the installed versions with the pinned ones."""
+    device = "cuda.txt" if torch.cuda.is_available() else "cpu.txt"
+    pins = pinned_versions("base.txt", "no-deps.txt", device)
+    installed = installed_versions(_PACKAGES)
     different = [
         f"{name} {version} (pinned: {pins[name]})"
         for name, version in installed.items()
@@ -234,19 +231,4 @@ def _versions() -> Check:
     if different:
         remedy = "these versions were not tested together; install the pinned ones (`make env` in a checkout)"
         return Check("versions", ", ".join(different), "warning", remedy)
-    if not pins.keys() & installed.keys():
-        remedy = "the tested versions are in requirements/ of the repository; compare them with these"
-        return Check("versions", f"pins not known; installed: {unpinned}", "warning", remedy)
     return Check("versions", "as pinned" + (f"; not pinned: {unpinned}" if unpinned else ""))
-
-
-def _pins() -> dict[str, str]:
-    """Pinned versions by package, from the checkout's requirements, otherwise from package metadata."""
-    device = "cuda.txt" if torch.cuda.is_available() else "cpu.txt"
-    files = [REQUIREMENTS / name for name in ("base.txt", "no-deps.txt", device)]
-    lines = [line for file in files if file.is_file() for line in file.read_text("utf-8").splitlines()]
-    if not lines:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            lines = importlib.metadata.requires("lmsys_unsloth") or []
-    found = (re.match(r"([\w.-]+)==([\w.]+)", line) for line in lines)
-    return {match[1]: match[2] for match in found if match}

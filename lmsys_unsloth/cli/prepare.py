@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from lmsys_unsloth.cli import preflight, preview
+from lmsys_unsloth.cli.machine.cost import describe_cost
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core import ranks
@@ -17,10 +19,13 @@ from lmsys_unsloth.data.selection import Overlap, Selection, split_early_stoppin
 from lmsys_unsloth.data.stored_rows import ROWS_PER_UNIT, swap_rows
 from lmsys_unsloth.data.trained_rows import save_trained_rows
 from lmsys_unsloth.model import loading
+from lmsys_unsloth.model.families.model_folder import model_settings
 from lmsys_unsloth.model.unsloth_import import import_unsloth
 from lmsys_unsloth.prompting.encoded_rows import encode_cached
 from lmsys_unsloth.prompting.encoding import RowEncoder
 from lmsys_unsloth.prompting.prepared import Prepared
+
+log = logging.getLogger(__name__)
 
 
 def prepare_training(config: Config, run: Run) -> Prepared:
@@ -61,7 +66,7 @@ def _prepare_training(config: Config, run: Run) -> Prepared:
     )
     preview.write_samples(run, prepared)
     preview.print_preview(fold.description, prepared, whole=config.debug.preview)
-    _print_checks(config, encoder, weights=not config.debug.preview, training=True)
+    _print_checks(config, prepared, weights=not config.debug.preview)
     return prepared
 
 
@@ -89,7 +94,7 @@ def _prepare_scoring(config: Config, selection: Selection, output: Run) -> Prepa
         overlap=selection.overlap,
     )
     preview.write_samples(output, prepared)
-    _print_checks(config, encoder, weights=True, training=False)
+    _print_checks(config, prepared, weights=True)
     return prepared
 
 
@@ -100,6 +105,8 @@ def _in_turn(prepare: Callable[[], Prepared]) -> Prepared:
     return ranks.current().run_first(prepare)
 
 
-def _print_checks(config: Config, encoder: RowEncoder, *, weights: bool, training: bool) -> None:
-    folder = loading.local_folder(config.model, weights=weights)
-    preflight.print_checks(preflight.run_checks(config, encoder, folder, training=training))
+def _print_checks(config: Config, prepared: Prepared, *, weights: bool) -> None:
+    folder, training = loading.local_folder(config.model, weights=weights), bool(len(prepared.train))
+    preflight.print_checks(preflight.run_checks(config, prepared.encoder, folder, training=training))
+    if ranks.current().first and (line := describe_cost(config, model_settings(folder), prepared)):
+        log.info("%s", line)

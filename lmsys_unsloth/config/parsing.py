@@ -74,6 +74,21 @@ def is_known_key(dotted: str) -> bool:
     return True
 
 
+def kind_of(dotted: str) -> Any:
+    """Type of the values of a key; None for a key that is not known.
+
+    >>> kind_of("train.fast"), kind_of("train.fats")
+    (<class 'bool'>, None)
+    """
+    kind: Any = Config
+    for name in dotted.split("."):
+        fields = getattr(kind, "model_fields", {})
+        if name not in fields:
+            return None
+        kind = fields[name].annotation
+    return kind
+
+
 def _explain(detail: Any) -> str:
     """One pydantic error as ``lora.r = 'abc': rule``."""
     *section, name = detail["loc"]

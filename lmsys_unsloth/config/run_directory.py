@@ -104,14 +104,21 @@ class Run:
         run = cls(path)
         if not path.is_dir():
             raise UserError(
-                f"{path}: no such run directory. `python train.py` prints the path of the one it makes."
+                f"{path}: no such run directory. `python train.py` prints the path of the one it makes"
+                f"{_newest()}."
             )
         if not run.config.is_file():
             raise UserError(
-                f"{path}: not a run directory, it has no config.yaml.\n"
+                f"{path}: not a run directory, it has no config.yaml{_newest()}.\n"
                 "  Name the folder that train.py printed (it also holds adapter/, data.json, metrics.json)."
             )
         return run
+
+    def remove_if_unused(self) -> None:
+        """Remove the directory if it holds nothing but Hydra's record and logs: the command ended at once."""
+        files = list(self.path.iterdir()) if self.path.is_dir() else []
+        if files and all(file.name == ".hydra" or file.suffix == ".log" for file in files):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def settings(self) -> dict[str, Any]:
         """Return ``config.yaml`` as nested plain values."""
@@ -238,6 +245,12 @@ def _problem_of_checkpoint(folder: Path) -> str | None:
         if not (folder / name).is_file() or _digest(folder / name) != value
     ]  # fmt: skip
     return f"is damaged ({', '.join(damaged)})" if damaged else None
+
+
+def _newest(count: int = 3) -> str:
+    """The newest runs in ``runs/`` of the working directory, in words; empty if there are none."""
+    found = sorted(Path("runs").glob("*/*/config.yaml"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return f"; the newest here: {', '.join(str(file.parent) for file in found[:count])}" if found else ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ an unreadable file. A file must be the same when its last row has been read as w
 from __future__ import annotations
 
 import csv
+import difflib
 import gzip
 import io
 import itertools
@@ -25,6 +26,7 @@ from lmsys_unsloth.data import schemas
 from lmsys_unsloth.data.cells import Problem, encodable
 
 KINDS = ".csv, .csv.gz, .parquet, .jsonl, .jsonl.gz or hf:owner/name"
+_ENDINGS = (".csv", ".csv.gz", ".parquet", ".jsonl", ".ndjson", ".jsonl.gz")
 PACKED_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 MEGABYTE = 2**20
 SAMPLE = 100
@@ -40,29 +42,46 @@ Opened = tuple[Sequence[str], Iterator[Record]]
 """Column names and all records."""
 
 
-def open_source(path: str, split: str) -> Opened:
+def open_source(path: str, split: str, nested: frozenset[str] = schemas.KNOWN_COLUMNS) -> Opened:
     """Open a file or a dataset.
+
+    Args:
+        path: a file, or ``hf:owner/name``.
+        split: of a Hugging Face dataset.
+        nested: columns that are read although they hold lists or mappings; others may be huge embeddings.
 
     Raises:
         UserError: at once or while records are taken: the source as a whole is unusable.
     """
     if path.startswith("hf:"):
-        return _open_hub(path.removeprefix("hf:"), split)
+        return _open_hub(path.removeprefix("hf:"), split, nested)
     file = Path(path).expanduser()
     if not file.is_file():
-        where = "" if file.is_absolute() else f" in {Path.cwd()}"
-        kind = "is a folder, not a file" if file.is_dir() else f"no such file{where}"
-        raise UserError(f"{path}: {kind}; data.path takes {KINDS}")
+        raise UserError(f"{path}: {_no_file(file)}; data.path takes {KINDS}")
     if file.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty; a file of preferences needs a header and rows")
     name = file.name.lower()
+    if name.endswith(".gz"):
+        _require_gzip(file)
     if name.endswith(".parquet"):
-        return _open_parquet(file)
+        return _open_parquet(file, nested)
     if name.endswith((".csv", ".csv.gz")):
         return _open_csv(file)
     if name.endswith((".jsonl", ".ndjson", ".jsonl.gz")):
         return _open_jsonl(file)
     raise UserError(f"{path}: unknown kind of file; data.path takes {KINDS}")
+
+
+def _no_file(file: Path) -> str:
+    """What is there instead of a file, with files that may be meant."""
+    if file.is_dir():
+        files = [str(inside) for inside in sorted(file.iterdir()) if inside.name.lower().endswith(_ENDINGS)]
+        held = f"; it holds {', '.join(files[:3])}{', …' * (len(files) > 3)}" if files else ""
+        return f"is a folder, not a file{held}"
+    where = "" if file.is_absolute() else f" in {Path.cwd()}"
+    beside = [near.name for near in file.parent.iterdir()] if file.parent.is_dir() else []
+    close = difflib.get_close_matches(file.name, beside, n=1, cutoff=0.75)
+    return f"no such file{where}" + (f" (did you mean {file.with_name(close[0])}?)" if close else "")
 
 
 def _state(handle: BinaryIO) -> tuple[int, int]:
@@ -99,6 +118,15 @@ def _decoded(file: Path) -> tuple[BinaryIO, io.TextIOWrapper]:
         handle.close()
         raise UserError(f"{file}: is UTF-16 text; save it as UTF-8")
     return handle, io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _require_gzip(file: Path) -> None:
+    with file.open("rb") as handle:
+        if handle.read(2) != b"\x1f\x8b":
+            raise UserError(
+                f"{file}: is not compressed by gzip, although its name ends in .gz; if it is plain text, "
+                f"rename it to {file.stem}, otherwise fetch it again"
+            )
 
 
 def _broken_download(file: Path, error: Exception) -> UserError:
@@ -210,7 +238,7 @@ def _jsonl_record(line: str) -> Mapping[str, Any] | Problem:
     return Problem("not JSON", f"the line is a JSON {type(record).__name__}, not an object with columns")
 
 
-def _open_parquet(file: Path) -> Opened:
+def _open_parquet(file: Path, nested: frozenset[str]) -> Opened:
     import pyarrow
     import pyarrow.parquet
 
@@ -219,7 +247,7 @@ def _open_parquet(file: Path) -> Opened:
         table = pyarrow.parquet.ParquetFile(handle)
     except (pyarrow.ArrowException, OSError) as error:
         raise _broken_download(file, error) from None
-    columns = _wanted(table.schema_arrow)
+    columns = _wanted(table.schema_arrow, nested)
 
     def records() -> Iterator[Record]:
         batches = table.iter_batches(batch_size=1000, columns=columns)
@@ -231,20 +259,20 @@ def _open_parquet(file: Path) -> Opened:
     return columns, _watched(file, handle, handle, records())
 
 
-def _wanted(schema: Any) -> list[str]:
-    """Known columns, and all columns of single values; other nested columns (embeddings) can be huge."""
+def _wanted(schema: Any, nested: frozenset[str]) -> list[str]:
+    """These columns, and all columns of single values."""
     import pyarrow
 
     return [
         column.name
         for column in schema
-        if column.name in schemas.KNOWN_COLUMNS
+        if column.name in nested
         or column.name in PAIRS
         or not (pyarrow.types.is_nested(column.type) or column.name in LEFT_OUT)
     ]
 
 
-def _open_hub(name: str, split: str) -> Opened:
+def _open_hub(name: str, split: str, nested: frozenset[str]) -> Opened:
     import datasets
 
     try:
@@ -256,7 +284,7 @@ def _open_hub(name: str, split: str) -> Opened:
             "  Check the name and data.split; a gated dataset needs `hf auth login`; without a network "
             "download a file and give data.path=FILE."
         ) from None
-    columns = _wanted(dataset.features.arrow_schema)
+    columns = _wanted(dataset.features.arrow_schema, nested)
 
     def records() -> Iterator[Record]:
         batches = dataset.select_columns(columns).with_format("arrow").iter(batch_size=1000)

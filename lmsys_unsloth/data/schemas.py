@@ -116,7 +116,8 @@ def _require(layout: Layout, columns: Sequence[str], where: str) -> None:
             f"{', '.join(columns) or 'none'}.\n"
             f"  The {layout} layout needs {', '.join(('id', *needed))} and, when labelled, "
             f"{', '.join(WINNERS)} or winner.\n"
-            "  Rename the columns, or name the layout: data.layout=kaggle|plain|conversations."
+            "  Rename the columns, name the layout (data.layout=kaggle|plain|conversations), or convert a "
+            "public set of preferences: `lmsys-unsloth data convert` (docs/data.md)."
         )
 
 

@@ -47,6 +47,23 @@ class Rows:
     """Repaired cells by kind, see :func:`~lmsys_unsloth.data.schemas.parse_record`."""
 
 
+def check_source(path: str, *, layout: Layout | Literal["auto"], labelled: bool, soft_labels: bool) -> None:
+    """Open a file and read its first records only: is it usable as a whole, and has it labels?
+
+    Raises:
+        UserError: as :func:`open_rows`, or no column says which response won although ``labelled``.
+    """
+    columns, records = readers.open_source(path, "")
+    schema = _schema(path, columns, list(itertools.islice(records, SAMPLE)), layout, soft_labels)
+    if labelled and schema.outcome_columns is None and schema.soft_columns is None:
+        raise UserError(
+            f"{path}: no column says which response won, so nothing can be trained; found "
+            f"{', '.join(columns)}.\n"
+            "  Training needs winner_model_a, winner_model_b, winner_tie (or winner); prediction "
+            "with eval.py run=RUN does not."
+        )
+
+
 def read_source(path: str, *, layout: Layout | Literal["auto"], split: str, soft_labels: bool) -> Rows:
     """Read every row of one source, as :func:`open_rows` does."""
     source, rows = open_rows(path, layout=layout, split=split, soft_labels=soft_labels)
@@ -73,12 +90,22 @@ def open_rows(
     """
     columns, records = readers.open_source(path, split)
     head = list(itertools.islice(records, SAMPLE))
+    schema = _schema(path, columns, head, layout, soft_labels)
+    result = Rows(path, schema.layout, rows=[])
+    return result, _usable(result, itertools.chain(head, records), schema)
+
+
+def _schema(
+    path: str,
+    columns: Sequence[str],
+    head: Sequence[readers.Record],
+    layout: Layout | Literal["auto"],
+    soft_labels: bool,
+) -> Schema:
     if not head:
         raise UserError(f"{path}: no rows; a file of preferences needs at least one below its header")
     sample = [cells for _, cells in head if not isinstance(cells, Problem)]
-    schema = schemas.schema_of(columns, sample, layout, path, soft_labels)
-    result = Rows(path, schema.layout, rows=[])
-    return result, _usable(result, itertools.chain(head, records), schema)
+    return schemas.schema_of(columns, sample, layout, path, soft_labels)
 
 
 def _usable(result: Rows, records: Iterable[readers.Record], schema: Schema) -> Iterator[Comparison]:

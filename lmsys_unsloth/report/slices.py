@@ -152,7 +152,7 @@ def _divide(known: Predictions, rows: Sequence[Comparison]) -> dict[str, Divisio
         "Turns": (np.clip([len(row.prompts) for row in rows], 1, len(TURNS)) - 1, TURNS),
         "Length": (np.searchsorted([low, middle, high], length), lengths),
         "Share truncated": (np.digitize(share_cut, [np.finfo(float).tiny, 0.5]), TRUNCATED),
-        "Language of the prompt": _number_by_size(_languages(rows)),
+        "Language of the prompt": _number_by_size(languages(rows)),
         "Answers": _number_by_size([ANSWERS[row.responses_a == row.responses_b] for row in rows]),
         "Longer answer": (1 - (a > 1.25 * b).astype(int) + (b > 1.25 * a), LONGER),
         "Outcome": (known.labels, OUTCOMES),
@@ -168,7 +168,7 @@ def _number_by_size(values: Sequence[str]) -> Division:
     return np.array([names.index(value) for value in values]), names
 
 
-def _languages(rows: Sequence[Comparison]) -> list[str]:
+def languages(rows: Sequence[Comparison]) -> list[str]:
     """The source's own ``language`` column where every row has one, else a guess from the prompts."""
     stated = [row.extra.get("language") for row in rows]
     if all(stated):

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmsys_unsloth.config.parsing import Config
+from lmsys_unsloth.config.resources import script_of
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.sweep_schema import Objective
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
-"""Folder of the checkout, with ``train.py``, ``eval.py`` and ``conf``."""
+"""Folder that contains the package."""
 
 RECORD = "sweep.json"
 """Name of the file that makes a folder a sweep directory."""
@@ -51,7 +52,7 @@ class Job:
     """Overrides that give the configuration."""
     sweep: str
     """Sweep directory."""
-    script: str = str(ROOT / "train.py")
+    script: str = str(script_of("train"))
     cwd: str = "."
     """Working directory of the command."""
 

@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmsys_unsloth.cli.arguments import parse_composed, prepare_arguments
+from lmsys_unsloth.config.resources import CONF
 from lmsys_unsloth.config.sweep_schema import LauncherConfig, Parameter, SearchConfig, parse_section
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.sweep.jobs import RECORD, ROOT, Job, make_job, quote, read_arguments
+from lmsys_unsloth.sweep.jobs import RECORD, Job, make_job, quote, read_arguments
 
 MULTIRUN = ("-m", "--multirun")
 
@@ -67,7 +68,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         _refuse_repeated(overrides)
         given = [o.input_line for o in overrides if _is_of_command(o.key_or_group)]
         of_jobs = [o for o in overrides if not _is_of_command(o.key_or_group)]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3", job_name="train"):
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
             master = compose("train", given, return_hydra_config=True)
         launcher = parse_section(LauncherConfig, "launcher", _plain(master.launcher))
         search = _search(master, of_jobs)
@@ -95,7 +96,7 @@ def compose_jobs(products: Sequence[Sequence[str]], folder: Path) -> list[Job]:
         UserError: every problem of every configuration.
     """
     jobs, problems = [], dict[str, None]()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3", job_name="train"):
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
         for product in products:
             try:
                 config = parse_composed(compose("train", list(product)), product)

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from lmsys_unsloth.config.resources import script_of
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.sweep.execution import POLL_SECONDS, request_stop
-from lmsys_unsloth.sweep.jobs import ROOT, Job, quote, read_jobs, save_jobs
+from lmsys_unsloth.sweep.jobs import Job, quote, read_jobs, save_jobs
 from lmsys_unsloth.sweep.launchers import Launcher, Started, make_launcher
 from lmsys_unsloth.sweep.plan import Plan, make_plan
 from lmsys_unsloth.sweep.search import Search
@@ -154,7 +155,7 @@ def merge_folds(folder: Path, jobs: Sequence[Job]) -> bool:
             continue
         runs = ",".join(quote(str(job.run.path)) for job in members)
         place = f"hydra.run.dir={quote(str(output.path))}"
-        command = [sys.executable, str(ROOT / "eval.py"), f"runs=[{runs}]", place]
+        command = [sys.executable, str(script_of("eval")), f"runs=[{runs}]", place]
         succeeded &= subprocess.run(command, check=False).returncode == 0
     return succeeded
 

@@ -172,10 +172,10 @@ def imported(import_times: str) -> set[str]:
 
 def test_an_unreachable_hub_names_both_remedies_before_slow_imports(tmp_path: Path) -> None:
     done = run(
-        "train.py", "model=llama3", "data.rows=60", f"hydra.run.dir={tmp_path}/RUN",
+        "train.py", "model=qwen2.5-1.5b", "data.rows=60", f"hydra.run.dir={tmp_path}/RUN",
         cwd=tmp_path, status=2, PYTHONPROFILEIMPORTTIME="1",
     )  # fmt: skip
-    assert "unsloth/llama-3-8b-Instruct-bnb-4bit" in done.stderr
+    assert "unsloth/Qwen2.5-1.5B" in done.stderr
     assert "hf download" in done.stderr and "model.path=DIR" in done.stderr
     assert not {"unsloth", "transformers"} & imported(done.stderr)
 

@@ -109,3 +109,18 @@ def test_without_a_complete_checkpoint_training_starts_again(tmp_path: Path) -> 
     run.checkpoint(3).mkdir(parents=True)
     assert run.can_resume() and run.newest_checkpoint() is None
     assert not run.can_resume()
+
+
+@pytest.mark.parametrize(
+    ("names", "stays"), [([".hydra", "train.log"], False), ([".hydra", "config.yaml"], True), ([], True)]
+)
+def test_a_directory_in_which_a_command_did_nothing_is_removed(
+    names: list[str], stays: bool, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    for name in names:
+        (run.path / name).touch()
+    run.remove_if_unused()
+    assert run.path.is_dir() == stays
+    Run(tmp_path / "nowhere").remove_if_unused()
