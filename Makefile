@@ -60,8 +60,8 @@ $(READY): $(wildcard requirements/*.txt)
 	rm -rf $(VENV)
 	$$(requirements/find_python) -m venv $(VENV)
 	$(PIP) install --requirement requirements/$(PACKAGES).txt --constraint requirements/constraints.txt
-	$(PIP) install --requirement requirements/base.txt --requirement requirements/sweeps.txt \
-		--requirement requirements/dev.txt --constraint requirements/constraints.txt
+	$(PIP) install $(foreach name,base sweeps serve dev,--requirement requirements/$(name).txt) \
+		--constraint requirements/constraints.txt
 	$(PIP) install --requirement requirements/no-deps.txt --no-deps
 	$(PIP) install --no-deps --editable .
 	touch $@

@@ -24,6 +24,9 @@ FOLDERS = (
     "data_tools",
     "cli",
     "sweep",
+    "export",
+    "serve",
+    "kit",
     "commands",
 )
 """Each folder may import itself and the folders before it."""
@@ -52,7 +55,7 @@ def imports(file: Path, known: set[str]) -> set[str]:
             for alias in node.names:
                 submodule = f"{node.module}.{alias.name}"
                 found.add(submodule if submodule in known else node.module)
-    return found & known
+    return found & known - {PACKAGE}  # its version, and a predictor for users
 
 
 def graph() -> dict[str, set[str]]:

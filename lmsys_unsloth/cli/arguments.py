@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lmsys_unsloth.report.tracking import Tracker
 
 GROUPS = ("model", "prompt", "lora", "head", "data", "train", "engine", "logger", "experiment", "debug")
-COMMAND_KEYS = ("resume", "run", "runs", "launcher", "search")
+COMMAND_KEYS = ("resume", "run", "runs", "cv", "launcher", "search")
 """Keys that say what a command works on and where its jobs run; all other keys describe the run itself."""
 _SWEEP_GROUPS = ("launcher", "search")
 _FREE_GROUPS = ("engine", "logger", "debug")
@@ -210,7 +210,9 @@ def _settings(composed: DictConfig) -> dict[str, Any]:
 
 
 def _runs(composed: DictConfig) -> list[str]:
-    return [*composed["runs"], *([composed["run"]] if composed["run"] else [])]
+    """Directories that the command names, those of a cross-validation among them."""
+    merged = Run.open(Path(composed["cv"])).merged_runs() if composed["cv"] else []
+    return [*composed["runs"], *([composed["run"]] if composed["run"] else []), *map(str, merged)]
 
 
 def _require_model() -> None:

@@ -25,6 +25,12 @@ def evaluate(config: Config, members: Sequence[Member], output: Run) -> None:
         if not parity.check_parity(config, members, output):
             sys.exit(1)
         return
+    if config.engine.check is not None:
+        from lmsys_unsloth.predict.engine_check import check_engine
+
+        if not check_engine(config, [member.run for member in members], output):
+            sys.exit(1)
+        return
     with arguments.tracked(config, output, "cv" if len(members) > 1 else "eval") as tracker:
         if not members:
             outcome = evaluation.evaluate_untrained(config, output)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lmsys_unsloth.config.parsing import Config
-
-_CONF = Path(__file__).resolve().parents[2] / "conf"
-"""Folder of the defaults; it exists only where the code runs from a checkout."""
+from lmsys_unsloth.config.resources import CONF
 
 
 def with_new_keys(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,9 +19,7 @@ def with_new_keys(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict
 
 
 def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """:func:`with_new_keys` with the defaults of ``conf/``; without that folder, ``stored`` as it is."""
-    if not _CONF.is_dir():
-        return dict(stored)
+    """:func:`with_new_keys` with the defaults of ``conf/``."""
     defaults = {name: value for name, value in _composed().items() if name in Config.model_fields}
     return with_new_keys(stored, defaults)
 
@@ -34,6 +29,6 @@ def _composed() -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(_CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         values: Any = OmegaConf.to_container(compose("train"), resolve=True)
     return dict(values)

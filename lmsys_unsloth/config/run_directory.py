@@ -75,6 +75,8 @@ class Run:
     """Folder of LoRA adapters in PEFT's format, or of fully trained weights."""
     parity = _Inside("parity.json")
     """Comparison of the model's forward passes, of ``debug=parity``."""
+    engine_check = _Inside("engine_check.json")
+    """Comparison of an engine with transformers, of ``engine.check=N``."""
     partial_scores = _Inside("partial_scores")
     """Folder of what an interrupted scoring has computed; deleted when ``predictions`` is written."""
     predictions = _Inside("predictions.parquet")
@@ -142,6 +144,21 @@ class Run:
     def data_description(self) -> dict[str, Any]:
         """Return ``data.json``; empty if the run has none."""
         return _read_json(self.data)
+
+    def merged_runs(self) -> list[Path]:
+        """The trained runs whose scores ``eval.py runs=[…]`` merged in this directory.
+
+        Raises:
+            UserError: nothing was merged here.
+        """
+        named = self.data_description().get("runs") or []
+        flat = [path for part in named for path in ([part] if isinstance(part, str) else part)]
+        if not flat:
+            raise UserError(
+                f"{self.path}: neither a trained run (it has no adapter/) nor a cross-validation.\n"
+                "  Name the directory that train.py made, or that of `train.py cv=5` or `eval.py runs=[…]`."
+            )
+        return [Path(path) for path in dict.fromkeys(flat)]
 
     def calibration_description(self) -> dict[str, Any]:
         """Return ``calibration.json``; empty if the run has none."""

@@ -65,7 +65,7 @@ def open_source(named: Named | Sequence[Named], changes: Sequence[str] = ()) -> 
     runs = [Run.open(path) for path in paths]
     config = _settings(runs[0].settings(), runs[0].config, changes)
     if len(runs) == 1 and not runs[0].adapter.is_dir():
-        runs = _members_of(runs[0])
+        runs = [Run.open(path) for path in runs[0].merged_runs()]
     members = [Trained(_settings(run.settings(), run.config, changes), run.adapter) for run in runs]
     unfinished = [str(member.adapter) for member in members if not Path(str(member.adapter)).is_dir()]
     if unfinished:
@@ -76,24 +76,17 @@ def open_source(named: Named | Sequence[Named], changes: Sequence[str] = ()) -> 
     return Source(members, config, calibration)
 
 
-def _members_of(run: Run) -> list[Run]:
-    """The trained runs that ``eval.py`` scored together in this directory."""
-    named = run.data_description().get("runs") or []
-    flat = [path for part in named for path in ([part] if isinstance(part, str) else part)]
-    if not flat:
-        raise UserError(
-            f"{run.path}: neither a trained run (it has no adapter/) nor a cross-validation.\n"
-            "  Name the directory that train.py made, or the one of `eval.py runs=[…]`."
-        )
-    return [Run.open(Path(path)) for path in dict.fromkeys(flat)]
-
-
 def _exported(folder: Path, changes: Sequence[str]) -> Source:
     try:
         facts = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
         settings, kind = facts["settings"], facts["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / EXPORT}: can't be read ({error}); export the run again.") from None
+    if kind == "fp8":
+        raise UserError(
+            f"{folder}: 8-bit weights are computed by vLLM; serve the folder, and use engine=openai "
+            "engine.url=…"
+        )
     if kind != "adapter":
         settings["model"] |= {"path": str(folder), "package": None, "repo": None, "load_in_4bit": False}
     if kind == "classifier":

@@ -147,7 +147,7 @@ class Server:
             ) from None
         if not response.ok:
             remedy = ""
-            if response.status_code in (400, 422) and self.settings.prompt == "ids":
+            if "prompt" in response.text and self.settings.prompt == "ids":
                 remedy = "\n  If the server does not take token ids, set engine.prompt=text."
             raise UserError(f"{address}: status {response.status_code}: {response.text[:200]}{remedy}")
         try:

@@ -1,0 +1,176 @@
+"""The formats of exported models: what each writes, and which runs it can hold."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lmsys_unsloth.config.checks import TRAINED_HEADS
+from lmsys_unsloth.config.parsing import Config
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.export import gguf_writer
+from lmsys_unsloth.export.float8 import quantise
+from lmsys_unsloth.export.merging import (
+    answer_rows,
+    plain_config,
+    put_rows_into_lm_head,
+    take_head,
+)
+from lmsys_unsloth.model.decoder import causal_lm, compute_dtype
+from lmsys_unsloth.prompting.answer_tokens import AnswerIds
+
+SHARD = "2GB"
+"""Largest size of a file of weights."""
+
+ANSWER_NAMES = ("A", "B", "tie", "both_bad")
+"""Labels of a classifier, in the order of the answers."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of exported models."""
+
+    name: str
+    summary: str
+    write: Callable[[nn.Module, Path, str], None]
+    """Writes the weights of a merged model with its answer head; the last argument is the number type."""
+    heads: tuple[str, ...]
+    """Kinds of heads that it can hold."""
+    one_token: bool = False
+    """Whether each answer must be one token."""
+
+
+def require_possible(format: Format, config: Config, answers: AnswerIds) -> None:
+    """Raise an error if a run's head or answers don't fit a format."""
+    if config.head.kind not in format.heads:
+        remedy = "format=classifier, format=adapter" if config.head.kind == "linear" else "format=merged16"
+        raise UserError(
+            f"format={format.name}: can't hold head.kind={config.head.kind}, whose weights are not part of a "
+            f"language model.\n  Use {remedy}."
+        )
+    if format.one_token and any(len(ids) > 1 for ids in answers):
+        raise UserError(
+            f"format={format.name}: needs answers of one token each, but they are the tokens "
+            f"{list(map(list, answers))}.\n  Use format=merged16, or train with other answers."
+        )
+
+
+def exported_head(config: Config) -> str:
+    """The kind of head of an exported language model: trained answer rows are part of its LM head."""
+    return "lm" if config.head.kind == "lm_trained" else config.head.kind
+
+
+def _merged(model: nn.Module, folder: Path, _: str) -> None:
+    head = take_head(model)
+    if head.kind == "lm_trained":
+        put_rows_into_lm_head(model, head)
+    else:
+        head.save(folder)
+    plain_config(model).save_pretrained(folder)
+    _save(_state(model), folder)
+
+
+def _float8(model: nn.Module, folder: Path, _: str) -> None:
+    head = take_head(model)
+    if head.kind == "lm_trained":
+        put_rows_into_lm_head(model, head)
+    else:
+        head.save(folder)
+    tensors, settings = quantise(model, _state(model))
+    config = plain_config(model)
+    config.quantization_config = settings
+    config.save_pretrained(folder)
+    _save(tensors, folder)
+
+
+def _classifier(model: nn.Module, folder: Path, _: str) -> None:
+    head = take_head(model)
+    lm, config = causal_lm(model), plain_config(model)
+    name = type(lm).__name__.replace("ForCausalLM", "ForSequenceClassification")
+    import transformers
+
+    if not hasattr(transformers, name):
+        raise UserError(
+            f"format=classifier: transformers {transformers.__version__} has no {name}; use format=merged16."
+        )
+    labels = ANSWER_NAMES[: len(head.answer_ids)]
+    config.architectures = [name]
+    config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
+    if config.pad_token_id is None:
+        eos = config.eos_token_id
+        config.pad_token_id = eos[0] if isinstance(eos, list) else eos
+    if head.kind != "linear" and (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        config.lmsys_unsloth_cap = cap  # these classes have no cap
+    rows = {"score.weight": answer_rows(model, head).to(compute_dtype(model))}
+    output = "lm_head."
+    config.save_pretrained(folder)
+    _save({k: v for k, v in _state(model).items() if not k.startswith(output)} | rows, folder)
+
+
+def _gguf(model: nn.Module, folder: Path, type: str) -> None:
+    head = take_head(model)
+    if head.kind == "lm_trained":
+        put_rows_into_lm_head(model, head)
+    config = plain_config(model)
+    config.save_pretrained(
+        folder
+    )  # with it and the tokenizer beside the file, prompts are made as in training
+    gguf_writer.write(_state(model), config.to_dict(), folder, type)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Weights by name as in a checkpoint: tied ones once, on the CPU only when they are written."""
+    lm = cast(Any, causal_lm(model))
+    state = {name: parameter.detach() for name, parameter in lm.named_parameters()}
+    if lm.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    return state
+
+
+def _save(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    from huggingface_hub import save_torch_state_dict
+
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_torch_state_dict(contiguous, folder, max_shard_size=SHARD, metadata={"format": "pt"})
+
+
+def copy_adapter(adapter: Path, folder: Path) -> None:
+    """Copy a run's trained weights, with the head."""
+    for file in sorted(adapter.iterdir()):
+        if file.suffix in (".safetensors", ".json"):
+            shutil.copyfile(file, folder / file.name)
+
+
+_ALL = ("lm", "davidson", *TRAINED_HEADS)
+FORMATS = {
+    format.name: format
+    for format in (
+        Format("merged16", "merged weights, as transformers and vLLM read them", _merged, _ALL),
+        Format(
+            "classifier", "sequence classification with a label for each answer, for pooling servers",
+            _classifier, _ALL, one_token=True,
+        ),
+        Format("gguf", "one file for llama.cpp", _gguf, ("lm", "lm_trained", "davidson")),
+        Format(
+            "fp8", "8-bit floating-point linear layers, for vLLM on recent GPUs", _float8, _ALL,
+        ),
+    )
+}  # fmt: skip
+"""All formats but ``adapter``, which needs no model in memory."""
+
+
+def dtype_name(model: nn.Module) -> str:
+    """``bfloat16``, ``float16`` or ``float32``: what the exported weights are stored in."""
+    return str(compute_dtype(model)).removeprefix("torch.")
+
+
+def free_memory() -> None:
+    """Give memory of a deleted model back before another one is loaded."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
