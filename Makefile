@@ -20,7 +20,7 @@ ifeq ($(filter $(PACKAGES),cpu cuda),)
 $(error PACKAGES=$(PACKAGES): must be cpu or cuda)
 endif
 
-.PHONY: help env demo test test-fast test-portable test-gpu lint dist clean
+.PHONY: help env demo test test-fast test-portable test-gpu lint dist clean docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,16 +36,19 @@ test: $(READY) ## run every test that a CPU can run (ARGS="-k prompts")
 test-fast: $(READY) ## run the tests not marked slow: one to two minutes
 	$(PYTEST) $(PARALLEL) -m "not slow and not gpu" $(ARGS)
 
-test-portable: $(READY) ## run the numeric tests as an older CPU with one thread computes them
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "numeric and not gpu" $(ARGS)
+test-portable: $(READY) ## run the numeric tests as an older CPU computes them
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(PARALLEL) -m "numeric and not gpu" $(ARGS)
 
 test-gpu: $(READY) ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-lint: $(READY) ## check style and types
+lint: $(READY) docs ## check style, types and the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY) ## build the documentation in build/site; warnings and broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 dist: $(READY) ## build the sdist, the wheel and a bill of materials in dist/
 	rm -rf dist
@@ -60,7 +63,7 @@ $(READY): $(wildcard requirements/*.txt)
 	rm -rf $(VENV)
 	$$(requirements/find_python) -m venv $(VENV)
 	$(PIP) install --requirement requirements/$(PACKAGES).txt --constraint requirements/constraints.txt
-	$(PIP) install $(foreach name,base sweeps serve dev,--requirement requirements/$(name).txt) \
+	$(PIP) install $(foreach name,base sweeps serve docs dev,--requirement requirements/$(name).txt) \
 		--constraint requirements/constraints.txt
 	$(PIP) install --requirement requirements/no-deps.txt --no-deps
 	$(PIP) install --no-deps --editable .

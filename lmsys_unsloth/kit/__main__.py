@@ -4,7 +4,7 @@
 
 Arguments are ``name=value`` in any order: ``run`` (required; a run directory, or that of a cross-validation,
 whose models are averaged), ``out`` (required; a new folder), ``python`` (3.11; version on that machine),
-``platform`` (manylinux_2_28_x86_64; pip's name of that machine), ``wheels`` (true; false: packages are there
+``platform`` (manylinux_2_35_x86_64; pip's name of that machine), ``wheels`` (true; false: packages are there
 already), ``torch`` (false; true: with torch, which GPU machines have already), ``base`` (false; true: with
 the base model's weights).
 """
@@ -23,14 +23,14 @@ RULES = {
     "run": ("", ".+", "must name a directory that train.py or eval.py made"),
     "out": ("", ".+", "must name the folder to write"),
     "python": ("3.11", r"3\.1[1-3]", "must be 3.11, 3.12 or 3.13"),
-    "platform": ("manylinux_2_28_x86_64", r"\w+", "must be a platform as pip names it"),
+    "platform": ("manylinux_2_35_x86_64", r"\w+", "must be a platform as pip names it"),
     "wheels": ("true", *_TRUTH),
     "torch": ("false", *_TRUTH),
     "base": ("false", *_TRUTH),
 }
 """Arguments, as :mod:`~lmsys_unsloth.cli.words` reads them."""
 USAGE = (
-    "python -m lmsys_unsloth.kit run=RUN out=DIR [python=3.11] [platform=manylinux_2_28_x86_64] "
+    "python -m lmsys_unsloth.kit run=RUN out=DIR [python=3.11] [platform=manylinux_2_35_x86_64] "
     "[wheels=true] "
     "[torch=false] [base=false]"
 )

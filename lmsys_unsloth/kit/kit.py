@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,9 @@ _RUN_FILES = (
     "training_rows.csv",
 )  # fmt: skip
 """Files of a run that predictions of new rows need; none holds a text of a row."""
+
+_WITHOUT_WHEEL = ("antlr4-python3-runtime",)
+"""Packages that are published as source only; their wheels, of Python code only, are built here."""
 
 _TORCH = ("torch", "torchvision", "xformers", "triton")
 MEGABYTE = 2**20
@@ -140,19 +144,36 @@ def requirements(packages: Packages) -> list[str]:
 
 def _download(packages: Packages, target: Path) -> None:
     target.mkdir()
-    listed = target / "requirements.txt"
-    write_text(listed, "\n".join(requirements(packages)) + "\n")
-    command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-        "--only-binary=:all:", "--python-version", packages.python, "--platform", packages.platform,
-        "--platform", "manylinux2014_x86_64" if "x86_64" in packages.platform else packages.platform,
-        "--platform", "any", "--dest", str(target), "--requirement", str(listed),
-    ]  # fmt: skip
+    pins = requirements(packages)
+    write_text(target / "requirements.txt", "\n".join(pins) + "\n")
+    built = [pin for pin in pins if pin.partition("==")[0] in _WITHOUT_WHEEL]
+    tags = [word for tag in platforms(packages.platform) for word in ("--platform", tag)]
+    where = ("--only-binary=:all:", "--python-version", packages.python, *tags)
+    _pip("wheel", "--no-deps", "--wheel-dir", str(target), *built)
+    _pip("download", "--no-deps", *where, "--dest", str(target), *(pin for pin in pins if pin not in built))
+
+
+def platforms(newest: str) -> list[str]:
+    """Platforms whose wheels run on one, the newest first: pip takes those that are named only.
+
+    >>> platforms("manylinux_2_17_x86_64")[:2], platforms("win_amd64")
+    (['manylinux_2_17_x86_64', 'manylinux_2_16_x86_64'], ['win_amd64', 'any'])
+    """
+    match = re.fullmatch(r"manylinux_2_(\d+)_(\w+)", newest)
+    if match is None:
+        return [newest, "any"]
+    minor, machine = int(match[1]), match[2]
+    older = [f"manylinux_2_{n}_{machine}" for n in range(minor, 4, -1)]
+    return [*older, f"manylinux2014_{machine}", f"manylinux2010_{machine}", f"manylinux1_{machine}", "any"]
+
+
+def _pip(*words: str) -> None:
+    command = [sys.executable, "-m", "pip", words[0], "--quiet", "--disable-pip-version-check", *words[1:]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
         raise UserError(
-            f"python={packages.python} platform={packages.platform}: not all wheels could be downloaded.\n  "
+            "not all wheels could be downloaded for this python and platform:\n  "
             + "\n  ".join(reasons[:5])
             + "\n  Choose another version or platform, or leave them out: wheels=false"
         )

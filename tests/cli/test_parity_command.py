@@ -11,9 +11,9 @@ import pytest
 import torch
 from trained_runs import member, settings
 
-import eval as eval_script
 from lmsys_unsloth.cli import arguments
 from lmsys_unsloth.cli.parity import check_parity
+from lmsys_unsloth.commands import eval as eval_script
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.evaluate.forward_parity import ROWS, ForwardPass

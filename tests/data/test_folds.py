@@ -44,6 +44,7 @@ def test_too_few_prompts() -> None:
         UserError, match=re.escape("data.folds = 5: the 20 rows form only 4 groups by prompt")
     ):
         make_folds(rows, np.arange(20) % 4, 5, seed=0)
+    assert set(make_folds(rows, np.arange(20) % 5, 5, seed=0).of_row.tolist()) == set(range(5))
 
 
 def test_too_few_rows_of_every_outcome() -> None:

@@ -1,0 +1,137 @@
+"""Write the pages that follow from the code: ``docs/configuration.md`` and ``docs/modules.md``.
+
+    python benchmarks/reference_pages.py
+
+A test checks that both are current.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+SCHEMAS = ("schema.py", "prompt_schema.py", "engine_schema.py", "sweep_schema.py")
+SECTIONS = {
+    "model": "ModelConfig", "prompt": "PromptConfig", "lora": "LoraConfig", "head": "HeadConfig",
+    "data": "DataConfig", "train": "TrainConfig", "eval": "EvalConfig", "engine": "EngineConfig",
+    "logger": "LoggerConfig", "debug": "DebugConfig", "launcher": "LauncherConfig", "search": "SearchConfig",
+}  # fmt: skip
+"""Classes that describe the sections, in the order of the page."""
+
+
+def fields(name: str) -> tuple[str, dict[str, tuple[str, str]]]:
+    """Docstring of a section's class; type and meaning of each of its keys."""
+    for file in SCHEMAS:
+        tree = ast.parse((ROOT / "lmsys_unsloth" / "config" / file).read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                found: dict[str, tuple[str, str]] = {}
+                for before, after in zip(node.body, [*node.body[1:], None], strict=True):
+                    if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name):
+                        meaning = ""
+                        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                            meaning = " ".join(str(after.value.value).split())
+                        found[before.target.id] = (ast.unparse(before.annotation), meaning)
+                return ast.get_docstring(node) or "", found
+    raise KeyError(name)
+
+
+def configuration() -> str:
+    """The page with every key: type, default, meaning."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed: Any = OmegaConf.to_container(compose("train", ["search=default"]), resolve=True)
+    lines = [
+        "# Configuration",
+        "",
+        "Every key, made from `lmsys_unsloth/config/` by `python benchmarks/reference_pages.py`. "
+        "Defaults are those "
+        "of `python train.py`; `search` and `launcher` belong to sweeps. `lmsys-unsloth train --help` "
+        "lists the "
+        "presets of each group.",
+        "",
+        "`seed`: seed of all random numbers. `fold`: the fold that is held out. `resume`: run directory to "
+        "continue.",
+        "",
+    ]
+    for section, name in SECTIONS.items():
+        described, keys = fields(name)
+        lines += [
+            f"## {section}",
+            "",
+            " ".join(described.split()),
+            "",
+            "| key | type | default | meaning |",
+            "|---|---|---|---|",
+        ]
+        for key, (kind, meaning) in keys.items():
+            default = composed.get(section, {}).get(key, "")
+            cells = (f"`{section}.{key}`", f"`{_plain(kind)}`", _default(default), meaning.replace("``", "`"))
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _plain(kind: str) -> str:
+    """A type as a reader of YAML knows it."""
+    for old, new in (("Literal[", "["), ("'", ""), ("None", "null"), ("PositiveInt", "integer above 0"),
+                     ("NonNegativeInt", "integer from 0"), ("PositiveFloat", "number above 0"),
+                     ("NonNegativeFloat", "number from 0")):  # fmt: skip
+        kind = kind.replace(old, new)
+    return kind if len(kind) < 60 else f"{kind[:57]}…"
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, dict | list) and len(str(value)) > 40:
+        return "(several)"
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = " ".join(text.split())
+    return f"`{text[:40]}{'…' if len(text) > 40 else ''}`" if text else ""
+
+
+def modules() -> str:
+    """The page with the imports between the folders of the package."""
+    from import_graph import FOLDERS, folder, graph
+
+    edges = Counter((folder(a), folder(b)) for a, targets in graph().items() for b in targets)
+    lines = [
+        "# Modules",
+        "",
+        "Folders of the package and the imports between them, made by `python "
+        "benchmarks/reference_pages.py`. Each "
+        "folder imports only folders before it, which a test enforces; numbers count imports. Those of "
+        "`core` and "
+        "`config`, which nearly all folders import, are left out.",
+        "",
+        "```mermaid",
+        "graph TD",
+    ]
+    common = ("core", "config")
+    for (a, b), count in sorted(
+        edges.items(), key=lambda item: FOLDERS.index(item[0][1]) if item[0][1] in FOLDERS else 0
+    ):
+        if a in FOLDERS and b in FOLDERS and a != b and b not in common:
+            lines.append(f"    {a} -->|{count}| {b}")
+    return "\n".join([*lines, "```", ""])
+
+
+PAGES = {"configuration.md": configuration, "modules.md": modules}
+
+
+def main() -> int:
+    for name, page in PAGES.items():
+        (ROOT / "docs" / name).write_text(page(), encoding="utf-8")
+        print(f"docs/{name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The reward function of trl's trainers: groups of completions, and one step of a tiny policy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmsys_unsloth.predict.ranking import rank
+from lmsys_unsloth.predict.reward import PreferenceReward
+
+
+class ByLength:
+    """Ranks longer responses first."""
+
+    def rank(self, prompt: Any, responses: Sequence[Any], *, round_robin: int) -> Any:
+        lengths = np.array([len(r if isinstance(r, str) else r[0]["content"]) for r in responses])
+
+        def compare(pairs: Any) -> Any:
+            return np.array([[lengths[a] > lengths[b], lengths[a] < lengths[b], lengths[a] == lengths[b]]
+                             for a, b in pairs], dtype=np.float32)  # fmt: skip
+
+        return rank(len(responses), compare, round_robin=round_robin)
+
+
+def test_completions_compete_with_those_of_the_same_prompt() -> None:
+    reward = PreferenceReward(ByLength())  # type: ignore[arg-type]
+    first, second = [{"role": "user", "content": "Hi"}], [{"role": "user", "content": "Bye"}]
+    texts = ["a", "abc", "ab", "abcd", "x"]
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    found = reward([first, first, first, second, "alone"], completions, completion_ids=[[1]] * 5)
+    assert found == [0.0, 1.0, 0.5, 0.5, 0.5]
+    assert reward(["a", "a"], ["same", "size"]) == [0.5, 0.5]
+
+
+@pytest.mark.slow
+def test_grpo_trains_a_step_of_a_tiny_policy(folder: Path, tmp_path: Path) -> None:
+    script = f"""
+from trl import GRPOConfig, GRPOTrainer
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from lmsys_unsloth import Predictor
+from lmsys_unsloth.predict.reward import PreferenceReward
+
+model = AutoModelForCausalLM.from_pretrained({str(folder / "model")!r})
+before = model.model.layers[0].mlp.up_proj.weight.clone()
+trainer = GRPOTrainer(
+    model=model, reward_funcs=PreferenceReward(Predictor.load({str(folder / "fold0")!r})),
+    args=GRPOConfig(
+        output_dir={str(tmp_path)!r}, max_steps=1, per_device_train_batch_size=4, num_generations=4,
+        max_completion_length=6, learning_rate=1e-2, logging_steps=1, report_to=[], use_cpu=True, bf16=False,
+        save_strategy="no",
+    ),
+    train_dataset=Dataset.from_list([{{"prompt": "Say something."}}] * 4),
+    processing_class=AutoTokenizer.from_pretrained({str(folder / "model")!r}),
+)
+trainer.train()
+logged = trainer.state.log_history[0]
+assert abs(logged["rewards/preference/mean"] - 0.5) < 1e-3, logged
+assert not before.equal(model.model.layers[0].mlp.up_proj.weight)
+print("trained")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "trained" in done.stdout, done.stderr[-3000:]
