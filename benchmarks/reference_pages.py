@@ -80,11 +80,17 @@ def configuration() -> str:
     return "\n".join(lines)
 
 
+WORDS = {
+    " | ": " or ", "Literal[": "[", "'": "", "None": "null", "PositiveInt": "integer above 0",
+    "NonNegativeInt": "integer from 0", "PositiveFloat": "number above 0",
+    "NonNegativeFloat": "number from 0",
+}  # fmt: skip
+"""Python's types in words."""
+
+
 def _plain(kind: str) -> str:
     """A type as a reader of YAML knows it."""
-    for old, new in (("Literal[", "["), ("'", ""), ("None", "null"), ("PositiveInt", "integer above 0"),
-                     ("NonNegativeInt", "integer from 0"), ("PositiveFloat", "number above 0"),
-                     ("NonNegativeFloat", "number from 0")):  # fmt: skip
+    for old, new in WORDS.items():
         kind = kind.replace(old, new)
     return kind if len(kind) < 60 else f"{kind[:57]}…"
 
@@ -107,20 +113,17 @@ def modules() -> str:
         "",
         "Folders of the package and the imports between them, made by `python "
         "benchmarks/reference_pages.py`. Each "
-        "folder imports only folders before it, which a test enforces; numbers count imports. Those of "
-        "`core` and "
-        "`config`, which nearly all folders import, are left out.",
+        "folder imports only folders before it, which a test enforces; numbers count imports.",
         "",
-        "```mermaid",
-        "graph TD",
+        "| folder | imports |",
+        "|---|---|",
     ]
-    common = ("core", "config")
-    for (a, b), count in sorted(
-        edges.items(), key=lambda item: FOLDERS.index(item[0][1]) if item[0][1] in FOLDERS else 0
-    ):
-        if a in FOLDERS and b in FOLDERS and a != b and b not in common:
-            lines.append(f"    {a} -->|{count}| {b}")
-    return "\n".join([*lines, "```", ""])
+    for name in FOLDERS:
+        targets = [
+            f"{other} ({edges[name, other]})" for other in FOLDERS if other != name and edges[name, other]
+        ]
+        lines.append(f"| `{name}` | {', '.join(targets) or 'none'} |")
+    return "\n".join([*lines, ""])
 
 
 PAGES = {"configuration.md": configuration, "modules.md": modules}

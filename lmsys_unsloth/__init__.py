@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lmsys_unsloth.predict.predictor import Predictor as Predictor
+    from lmsys_unsloth.predict.reward import PreferenceReward as PreferenceReward
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "PreferenceReward"]
 
 # Micro-batches of different sizes fragment the memory of a GPU. PyTorch reads the variable when it is
 # imported; unsloth sets it too, but later.
@@ -19,9 +20,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import :class:`Predictor` when it is first used: it needs torch, the package alone needs nothing."""
+    """Import a class when it is first used: it needs torch, the package alone needs nothing."""
     if name == "Predictor":
         from lmsys_unsloth.predict.predictor import Predictor
 
         return Predictor
+    if name == "PreferenceReward":
+        from lmsys_unsloth.predict.reward import PreferenceReward
+
+        return PreferenceReward
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

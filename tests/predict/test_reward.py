@@ -45,8 +45,7 @@ def test_grpo_trains_a_step_of_a_tiny_policy(folder: Path, tmp_path: Path) -> No
 from trl import GRPOConfig, GRPOTrainer
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from lmsys_unsloth import Predictor
-from lmsys_unsloth.predict.reward import PreferenceReward
+from lmsys_unsloth import Predictor, PreferenceReward
 
 model = AutoModelForCausalLM.from_pretrained({str(folder / "model")!r})
 before = model.model.layers[0].mlp.up_proj.weight.clone()
