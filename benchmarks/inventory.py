@@ -62,8 +62,8 @@ NAMES = {
 """SPDX identifiers of names that packages use; "BSD" alone is one of the permissive BSD licences."""
 
 PERMISSIVE = {
-    "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "MIT", "MIT-CMU", "BSD-2-Clause", "BSD-3-Clause", "0BSD",
-    "ISC", "PSF-2.0", "Zlib", "CC0-1.0", "BSL-1.0", "CNRI-Python", "Apple sample code licence",
+    "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "MIT", "MIT-0", "MIT-CMU", "BSD-2-Clause", "BSD-3-Clause",
+    "0BSD", "ISC", "PSF-2.0", "Zlib", "CC0-1.0", "BSL-1.0", "CNRI-Python", "Apple sample code licence",
 }  # fmt: skip
 """Licences that allow use and distribution together with Apache-2.0 code, with their notices."""
 

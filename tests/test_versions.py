@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("base.txt", "sweeps.txt", "serve.txt", "docs.txt", "dev.txt", "constraints.txt", "no-deps.txt")
+EXTRAS = ("dev", "docs", "loggers", "serve", "sweeps")
+FILES = ("base.txt", "constraints.txt", "no-deps.txt", *(f"{name}.txt" for name in EXTRAS))
 
 
 def pins(*names: str) -> dict[str, str]:
@@ -29,7 +30,7 @@ def pinned(requirements: list[str]) -> dict[str, str]:
 def test_pyproject_lists_the_pinned_versions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert pinned(project["dependencies"]) == pins("base.txt")
-    for extra in ("dev", "sweeps", "serve", "docs"):
+    for extra in EXTRAS:
         assert pinned(project["optional-dependencies"][extra]) == pins(f"{extra}.txt")
     low, high = re.search(r"torch>=([\d.]+),<([\d.]+)", " ".join(project["dependencies"])).groups()  # type: ignore[union-attr]
     for file in ("cpu.txt", "cuda.txt"):

@@ -97,6 +97,10 @@ class Run:
     """What a job of a sweep printed."""
     stop = _Inside("stop")
     """Request to end a job of a sweep with a checkpoint."""
+    tensorboard = _Inside("tensorboard")
+    """Folder of event files of ``logger=tensorboard``."""
+    mlflow_id = _Inside("mlflow_id")
+    """Id under which the run is continued in MLflow."""
     wandb_id = _Inside("wandb_id")
     """Id under which the run is continued in wandb."""
 

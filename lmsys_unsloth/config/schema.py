@@ -225,10 +225,10 @@ class EvalConfig(Section):
 class LoggerConfig(Section):
     """Experiment tracking."""
 
-    kind: Literal["none", "wandb"]
+    kind: Literal["none", "wandb", "tensorboard", "mlflow"]
     """Tracking service."""
     project: str
-    """Project in wandb."""
+    """Project in wandb, experiment in MLflow."""
     entity: str | None
     """User or team in wandb; null: the account's default."""
     group: str | None

@@ -170,7 +170,7 @@ def checked_probabilities(probabilities: NDArray[Any]) -> Floats:
             "a number; a model that overflows needs model.dtype=bfloat16 or float32 (Gemma 2 overflows "
             "in float16)."
         )
-    bad = ((p < 0) | (p > 1 + SUM_TOLERANCE)).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > SUM_TOLERANCE)
+    bad = (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > SUM_TOLERANCE)
     if bad.any():
         raise UserError(
             f"probabilities of {_rows(bad)} are not a distribution: {p[bad][0].tolist()} sums to "

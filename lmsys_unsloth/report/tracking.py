@@ -1,4 +1,4 @@
-"""Experiment tracking with wandb, online or offline. An unreachable server never stops a run."""
+"""Experiment tracking. With wandb, online or offline, an unreachable server never stops a run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from lmsys_unsloth.core.files import write_text
 from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.evaluate.calibration import log_losses
 from lmsys_unsloth.report import page
+from lmsys_unsloth.report.flattening import flatten
+from lmsys_unsloth.report.other_trackers import MlflowTracker, TensorBoardTracker
 from lmsys_unsloth.report.results import Outcome
 from lmsys_unsloth.train.metric_logger import MetricLogger
 
@@ -123,6 +125,10 @@ class WandbTracker:
             artifact.add_dir(str(run.adapter))
             self.run.log_artifact(artifact)
 
+    def finish(self, *, failed: bool) -> None:
+        """Upload the rest, so that another run in this process starts its own."""
+        self.run.finish(exit_code=int(failed))
+
 
 @contextmanager
 def start(
@@ -133,16 +139,25 @@ def start(
     The name of the ``sweep`` becomes the run's group; without one, the runs of a cross-validation form a
     group (see :func:`cross_validation_group`). ``overrides`` become tags (see :func:`select_tags`).
     """
-    if config.logger.kind == "none":
-        yield NoTracker()
-        return
-    tracker = WandbTracker(config, run, job_type=job_type, sweep=sweep, overrides=overrides)
+    tracker: WandbTracker | TensorBoardTracker | MlflowTracker
+    match config.logger.kind:
+        case "none":
+            yield NoTracker()
+            return
+        case "wandb":
+            tracker = WandbTracker(config, run, job_type=job_type, sweep=sweep, overrides=overrides)
+        case "tensorboard":
+            tracker = TensorBoardTracker(config, run)
+        case "mlflow":
+            tracker = MlflowTracker(
+                config, run, config.logger.group or sweep or cross_validation_group(config)
+            )
     try:
         yield tracker
     except BaseException:
-        tracker.run.finish(exit_code=1)
+        tracker.finish(failed=True)
         raise
-    tracker.run.finish()  # so that the next job of a sweep starts its own
+    tracker.finish(failed=False)
 
 
 def model_prompt(config: Config) -> str:
@@ -166,22 +181,6 @@ def select_tags(overrides: Sequence[str]) -> list[str]:
     plain = [override.lstrip("+~") for override in overrides]
     kept = [override for override in plain if not re.match(r"(logger|hydra|resume|runs?)\b", override)]
     return [tag[:TAG_CHARACTERS] for tag in kept if "/" not in tag and "\\" not in tag]
-
-
-def flatten(prefix: str, values: Any) -> dict[str, Any]:
-    """Flatten nested mappings and lists to one level, with names joined by ``/``.
-
-    >>> flatten("eval", {"log_loss": 0.9, "ci": [0.8, 1.0], "baselines": {"uniform": 1.1}})
-    {'eval/log_loss': 0.9, 'eval/ci/0': 0.8, 'eval/ci/1': 1.0, 'eval/baselines/uniform': 1.1}
-    """
-    if isinstance(values, list | tuple):
-        values = dict(enumerate(values))
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(f"{prefix}/{name}", value)
-    return flat
 
 
 def _fold(outcome: Outcome) -> int | None:
