@@ -11,9 +11,11 @@ import numpy as np
 from lmsys_unsloth.cli.arguments import Member
 from lmsys_unsloth.cli.members import (
     predict_all,
+    predict_in_cascade,
     predict_with_average,
     require_adapters,
     require_averageable,
+    require_cascade,
 )
 from lmsys_unsloth.cli.prepare import prepare_scoring
 from lmsys_unsloth.config.checks import TRAINED_HEADS
@@ -92,7 +94,8 @@ def evaluate_runs(members: Sequence[Member], output: Run) -> Outcome:
     the same fold are averaged; stored predictions are used unless ``eval.*`` asks for others. Over any other
     file, all runs predict every row that none of them was trained on, and are averaged.
 
-    With ``eval.average=weights``, their adapters are averaged instead and written to ``output.adapter``.
+    With ``eval.average=weights``, their adapters are averaged instead and written to ``output.adapter``; with
+    ``cascade``, the second run predicts only the rows that the first is least certain of.
 
     Raises:
         UserError: the file is the data set of some of the runs only, or the adapters can't be averaged.
@@ -102,6 +105,8 @@ def evaluate_runs(members: Sequence[Member], output: Run) -> Outcome:
     weights = config.eval.average == "weights"
     if weights:
         require_averageable(members, own=_are_split_from(members, rows))
+    if config.eval.average == "cascade":
+        require_cascade(members, own=_are_split_from(members, rows))
     if config.eval.trained_rows == "exclude" and _are_split_from(members, rows):
         return _merge_folds(members, rows, output)
     selection = select_for_trained(config, [member.run for member in members], rows, output)
@@ -110,6 +115,8 @@ def evaluate_runs(members: Sequence[Member], output: Run) -> Outcome:
     if weights:
         predicted, compared = predict_with_average(members, selection, output)
         parts = [predicted]
+    elif config.eval.average == "cascade":
+        parts = [predict_in_cascade(members, selection, output)]
     else:
         parts = predict_all(members, [selection] * len(members), output)
     average = averaging.average(parts)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lmsys_unsloth.cli.arguments import Member
 from lmsys_unsloth.cli.prepare import prepare_scoring
@@ -16,7 +17,7 @@ from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.selection import Selection
-from lmsys_unsloth.evaluate import averaging
+from lmsys_unsloth.evaluate import averaging, predictions
 from lmsys_unsloth.evaluate.passes.partial_scores import PartialScores
 from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.evaluate.scores import WeightAverage
@@ -99,12 +100,7 @@ def predict_with_average(
     """
     trained_weights.average_adapters([member.run.adapter for member in members], output.adapter)
     first = np.arange(min(COMPARED_ROWS, len(selection.rows)))
-    few = dataclasses.replace(
-        selection,
-        rows=selection.rows[: len(first)],
-        folds=selection.folds[first],
-        groups=None if selection.groups is None else selection.groups[first],
-    )
+    few = _take(selection, first)
     averaged = dataclasses.replace(members[0], run=output)
     predicted, *parts = predict_all([averaged, *members], [selection, *[few] * len(members)], output)
     change = averaging.average(parts).probabilities - predicted.take(first).probabilities
@@ -114,6 +110,45 @@ def predict_with_average(
         distance, len(members), len(first),
     )  # fmt: skip
     return predicted, WeightAverage(runs=len(members), rows=len(first), mean_distance=distance)
+
+
+def require_cascade(members: Sequence[Member], *, own: bool) -> None:
+    """Raise an error unless the second of two runs can predict what the first is uncertain of."""
+    problems = []
+    if len(members) != 2:
+        problems.append(f"needs two runs, the small one first: runs=[SMALL,LARGE]; there are {len(members)}")
+    if own:
+        problems.append("the rows are those that the runs were split from; name another file: data.path=FILE")
+    if members[0].config.eval.stack or members[0].config.eval.calibrate != "none":
+        problems.append("two models can't be calibrated together; leave eval.calibrate, eval.stack out")
+    if problems:
+        raise UserError("\n  ".join(["eval.average=cascade:", *problems]))
+    require_adapters(members)
+
+
+def predict_in_cascade(members: Sequence[Member], selection: Selection, output: Run) -> Predictions:
+    """Predict all rows with the first run, and the least certain ones again with the second."""
+    share = members[0].config.eval.cascade_share
+    [first] = predict_all(members[:1], [selection], output)
+    where = predictions.least_certain(first.probabilities, share)
+    [second] = predict_all(members[1:], [_take(selection, where)], output)
+    probabilities = first.probabilities.copy()
+    probabilities[where] = second.probabilities
+    log.info(
+        "%s predicted %d of %d rows, the least certain ones", members[1].run.path, len(where), len(first)
+    )
+    kept = {name: values for name, values in first.extra.items() if name not in predictions.SWAP_COLUMNS}
+    return dataclasses.replace(first, probabilities=probabilities, extra=kept)
+
+
+def _take(selection: Selection, index: NDArray[np.int64]) -> Selection:
+    """The rows at these positions."""
+    return dataclasses.replace(
+        selection,
+        rows=[selection.rows[i] for i in index.tolist()],
+        folds=selection.folds[index],
+        groups=None if selection.groups is None else selection.groups[index],
+    )
 
 
 def _key(config: Config, *sections: str) -> str:

@@ -215,9 +215,11 @@ class EvalConfig(Section):
     """Predict by a regression on the log-probabilities of the model, with its temperature, and of logistic
     regression on the form of the responses, fitted on the same rows as the temperature. It includes
     ``calibrate: temperature``, and corrects a preference for the first response in rows scored once."""
-    average: Literal["probabilities", "weights"]
-    """How ``runs=[…]`` are averaged on a new file: their probabilities, or the weight updates of their
-    adapters, which is as fast to score as one run; both are compared on the first rows."""
+    average: Literal["probabilities", "weights", "cascade"]
+    """How ``runs=[…]`` predict a new file. ``probabilities``: averaged. ``weights``: by averaged adapters, as
+    fast as one run. ``cascade``: the second of two predicts the rows that the first is least certain of."""
+    cascade_share: float = Field(gt=0, lt=1)
+    """Fraction of rows that the second run of a cascade predicts."""
     fit_weights: bool
     """When averaging ``runs=[…]`` over the same rows, fit the weights out of fold; false: equal weights."""
 

@@ -64,6 +64,27 @@ def test_averaged_adapters_predict_new_rows(folder: Path, tmp_path: Path, new_ro
     assert f"averaged adapters of {FOLDS} runs" in report
 
 
+def test_a_cascade_predicts_the_least_certain_rows_with_the_second_run(
+    folder: Path, tmp_path: Path, new_rows: Path
+) -> None:
+    settings = (f"data.path={new_rows}", "eval.average=cascade", "eval.cascade_share=0.34")
+    members = [member(folder, name, *settings) for name in ("fold0", "fold1")]
+    evaluation.evaluate_runs(members, Run(tmp_path / "cascade"))
+    found = unadjusted(read_predictions(Run(tmp_path / "cascade").predictions)).probabilities
+    alone = []
+    for name in ("fold0", "fold1"):
+        evaluation.evaluate_run(member(folder, name, f"data.path={new_rows}"), Run(tmp_path / name))
+        alone.append(unadjusted(read_predictions(Run(tmp_path / name).predictions)).probabilities)
+    least = np.argsort(alone[0].max(axis=1), kind="stable")[:2]
+    expected = alone[0].copy()
+    expected[least] = alone[1][least]
+    np.testing.assert_allclose(found, expected, atol=1e-3)  # another batch, in bfloat16
+    assert not np.allclose(alone[0][least], alone[1][least], atol=1e-3)
+    wrong = [member(folder, "fold0", "eval.average=cascade", "eval.stack=true")] * 3
+    with pytest.raises(UserError, match=r"(?s)there are 3.*name another file.*be calibrated"):
+        evaluation.evaluate_runs(wrong, Run(tmp_path / "wrong"))
+
+
 def test_averaged_adapters_and_the_runs_they_are_compared_with_share_the_base_model(
     folder: Path, tmp_path: Path, new_rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

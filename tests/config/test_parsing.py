@@ -72,7 +72,7 @@ def test_keys_without_a_similar_name_list_the_known_ones() -> None:
         ("train.rows_per_step", 0),
         ("train.epochs", 1.5),
         ("model.dtype", "float16"),
-        ("logger.kind", "tensorboard"),
+        ("logger.kind", "aim"),
         ("model.load_in_4bit", "yes"),
         ("prompt.truncation", {"turns": "all"}),
         ("prompt.body", "Best:"),
