@@ -53,10 +53,8 @@ def configuration() -> str:
         "# Configuration",
         "",
         "Every key, made from `lmsys_unsloth/config/` by `python benchmarks/reference_pages.py`. "
-        "Defaults are those "
-        "of `python train.py`; `search` and `launcher` belong to sweeps. `lmsys-unsloth train --help` "
-        "lists the "
-        "presets of each group.",
+        "Defaults are those of `python train.py`; `search` and `launcher` belong to sweeps. "
+        "`lmsys-unsloth train --help` lists the presets of each group.",
         "",
         "`seed`: seed of all random numbers. `fold`: the fold that is held out. `resume`: run directory to "
         "continue.",
@@ -111,9 +109,9 @@ def modules() -> str:
     lines = [
         "# Modules",
         "",
-        "Folders of the package and the imports between them, made by `python "
-        "benchmarks/reference_pages.py`. Each "
-        "folder imports only folders before it, which a test enforces; numbers count imports.",
+        "Folders of the package and the imports between them, made by "
+        "`python benchmarks/reference_pages.py`. Each folder imports only folders before it, which a test "
+        "enforces; numbers count imports.",
         "",
         "| folder | imports |",
         "|---|---|",

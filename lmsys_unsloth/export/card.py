@@ -25,8 +25,7 @@ PLOT = "reliability.png"
 RUNNING = {
     "adapter": "LoRA adapters in PEFT's format, for the base model named above.",
     "merged16": "Weights with merged adapters, as transformers and vLLM read them. The prediction is the "
-    "softmax "
-    "over the answer tokens at the last position.",
+    "softmax over the answer tokens at the last position.",
     "classifier": "Sequence classification: the logits are those of the answers, in the order of `id2label`.",
     "gguf": "`model.gguf` for llama.cpp. The prediction is the softmax over the answer tokens at the last "
     "position.",
@@ -135,8 +134,7 @@ def _training(runs: Sequence[Run], config: Config) -> str:
         + (f", {rows:,} rows" if rows else "")
         + f"; content hash `{fingerprint}`.",
         f"- Validation fold: {', '.join(folds)} of {config.data.folds}, divided by prompt.",
-        f"- LoRA: rank {config.lora.r}, scale {config.lora.alpha}, from layer "
-        f"{config.lora.first_layer or 0} on; "
+        f"- LoRA: rank {config.lora.r}, scale {config.lora.alpha}, from layer {config.lora.first_layer} on; "
         f"{config.train.epochs:g} epochs, learning rate {config.train.learning_rate:g}, seed {config.seed}.",
         "",
         *(f"    {command}" for command in commands),

@@ -41,6 +41,9 @@ from lmsys_unsloth.predict.predictor import Predictor
 from lmsys_unsloth.predict.sources import EXPORT, open_source
 from lmsys_unsloth.prompting.encoding import RowEncoder
 
+RAW = ("eval.calibrate=none", "eval.stack=false")
+"""Changes with which a model's own probabilities are compared, before any calibration."""
+
 
 def export(
     source: Path, format: str, out: Path, *, base: str = "trained", type: str = "bf16", rows: int = 100,
@@ -59,8 +62,8 @@ def export(
 
     Raises:
         UserError: the run is unfinished or does not fit the format, the folder holds something else, or the
-            exported model's log loss moves by more than
-            ~lmsys_unsloth.evaluate.differences.LARGEST_CHANGE`.
+            exported model does not agree with it
+            (:attr:`~lmsys_unsloth.evaluate.differences.Agreement.agrees`).
         WriteError: the folder can't be written.
     """
     if out.exists() and not (out / EXPORT).is_file():
@@ -76,8 +79,7 @@ def export(
     if format == "gguf" and rows and find_spec("llama_cpp") is None:
         raise UserError(
             f"rows={rows}: predictions of a GGUF file are computed by llama-cpp-python, which is not "
-            "installed "
-            "(pip install llama-cpp-python).\n  Install it, or leave the comparison out: rows=0"
+            "installed.\n  Install it (pip install llama-cpp-python), or leave the comparison out: rows=0"
         )
     compared = validation_rows(runs[0], config, rows) if rows else []
     with replacing_folder(out) as work, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
@@ -148,10 +150,11 @@ def _write(
 def _portable(config: Config) -> dict[str, Any]:
     """Settings without places of this machine, except that of a local base model."""
     settings = config.model_dump(mode="json")
-    settings["data"] |= {"path": None, "extra": [], "fold_file": None, "soft_labels": False}
-    settings["data"]["name"] = "simulated"
-    settings["train"] |= {"init_from": None}
-    settings["logger"] |= {"kind": "none"} if "kind" in settings["logger"] else {}
+    settings["data"] |= {
+        "name": "simulated", "path": None, "extra": [], "fold_file": None, "soft_labels": False,
+    }  # fmt: skip
+    settings["train"]["init_from"] = None
+    settings["logger"]["kind"] = "none"
     return settings
 
 
@@ -173,7 +176,7 @@ def _reference(
     folder.mkdir()
     copy_adapter(adapter, folder)
     Exported("adapter", [], "trained", None, _portable(config), None, None).write(folder)
-    found = Predictor.load(folder).predict_comparisons(rows)
+    found = Predictor.load(folder, *RAW).predict_comparisons(rows)
     free_memory()
     return found
 
@@ -184,7 +187,7 @@ def _predictions(folder: Path, format: str, scratch: Path, rows: Sequence[Compar
         return np.empty((0, 3), dtype=np.float32)
     if format == "fp8":
         folder = _dequantised(folder, scratch / "dequantised")
-    found = Predictor.load(folder).predict_comparisons(rows)
+    found = Predictor.load(folder, *RAW).predict_comparisons(rows)
     free_memory()
     return found
 
@@ -215,6 +218,6 @@ def _require_agreement(found: Agreement, format: str, force: bool) -> None:
     remedy = "type=f16 or type=f32" if format == "gguf" else "format=adapter, which changes nothing"
     raise UserError(
         f"format={format}: the exported model differs from the run by more than "
-        f"{differences.LARGEST_CHANGE:g} "
-        f"in log loss, so it was not kept.\n  Use {remedy}, or keep it with force=true."
+        f"{differences.LARGEST_CHANGE:g} in log loss, so it was not kept.\n"
+        f"  Use {remedy}, or keep it with force=true."
     )

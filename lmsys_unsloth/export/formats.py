@@ -37,7 +37,6 @@ class Format:
     """A format of exported models."""
 
     name: str
-    summary: str
     write: Callable[[nn.Module, Path, str], None]
     """Writes the weights of a merged model with its answer head; the last argument is the number type."""
     heads: tuple[str, ...]
@@ -67,26 +66,27 @@ def exported_head(config: Config) -> str:
 
 
 def _merged(model: nn.Module, folder: Path, _: str) -> None:
-    head = take_head(model)
-    if head.kind == "lm_trained":
-        put_rows_into_lm_head(model, head)
-    else:
-        head.save(folder)
+    _take_lm_head(model, folder)
     plain_config(model).save_pretrained(folder)
     _save(_state(model), folder)
 
 
 def _float8(model: nn.Module, folder: Path, _: str) -> None:
-    head = take_head(model)
-    if head.kind == "lm_trained":
-        put_rows_into_lm_head(model, head)
-    else:
-        head.save(folder)
+    _take_lm_head(model, folder)
     tensors, settings = quantise(model, _state(model))
     config = plain_config(model)
     config.quantization_config = settings
     config.save_pretrained(folder)
     _save(tensors, folder)
+
+
+def _take_lm_head(model: nn.Module, folder: Path) -> None:
+    """Detach the answer head: trained answer rows become part of the LM head, other weights a file."""
+    head = take_head(model)
+    if head.kind == "lm_trained":
+        put_rows_into_lm_head(model, head)
+    else:
+        head.save(folder)
 
 
 def _classifier(model: nn.Module, folder: Path, _: str) -> None:
@@ -108,24 +108,19 @@ def _classifier(model: nn.Module, folder: Path, _: str) -> None:
     if head.kind != "linear" and (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         config.lmsys_unsloth_cap = cap  # these classes have no cap
     rows = {"score.weight": answer_rows(model, head).to(compute_dtype(model))}
-    output = "lm_head."
     config.save_pretrained(folder)
-    _save({k: v for k, v in _state(model).items() if not k.startswith(output)} | rows, folder)
+    _save({k: v for k, v in _state(model).items() if not k.startswith("lm_head.")} | rows, folder)
 
 
 def _gguf(model: nn.Module, folder: Path, type: str) -> None:
-    head = take_head(model)
-    if head.kind == "lm_trained":
-        put_rows_into_lm_head(model, head)
+    _take_lm_head(model, folder)  # format.heads leaves none with weights of its own
     config = plain_config(model)
-    config.save_pretrained(
-        folder
-    )  # with it and the tokenizer beside the file, prompts are made as in training
+    config.save_pretrained(folder)  # beside the file, so that prompts are made as in training
     gguf_writer.write(_state(model), config.to_dict(), folder, type)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Weights by name as in a checkpoint: tied ones once, on the CPU only when they are written."""
+    """Weights by name as in a checkpoint, tied ones once."""
     lm = cast(Any, causal_lm(model))
     state = {name: parameter.detach() for name, parameter in lm.named_parameters()}
     if lm.config.tie_word_embeddings:
@@ -151,17 +146,12 @@ _ALL = ("lm", "davidson", *TRAINED_HEADS)
 FORMATS = {
     format.name: format
     for format in (
-        Format("merged16", "merged weights, as transformers and vLLM read them", _merged, _ALL),
-        Format(
-            "classifier", "sequence classification with a label for each answer, for pooling servers",
-            _classifier, _ALL, one_token=True,
-        ),
-        Format("gguf", "one file for llama.cpp", _gguf, ("lm", "lm_trained", "davidson")),
-        Format(
-            "fp8", "8-bit floating-point linear layers, for vLLM on recent GPUs", _float8, _ALL,
-        ),
+        Format("merged16", _merged, _ALL),
+        Format("classifier", _classifier, _ALL, one_token=True),
+        Format("gguf", _gguf, ("lm", "lm_trained", "davidson")),
+        Format("fp8", _float8, _ALL),
     )
-}  # fmt: skip
+}
 """All formats but ``adapter``, which needs no model in memory."""
 
 

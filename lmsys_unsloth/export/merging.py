@@ -50,8 +50,7 @@ def take_head(model: nn.Module) -> AnswerHead:
 
 
 def answer_rows(model: nn.Module, head: AnswerHead) -> Tensor:
-    """The head as weights ``[answers, width]`` of a linear classifier, float32; answers are one token
-    each."""
+    """The head as weights ``[answers, width]`` of a linear classifier, float32, for answers of one token."""
     if head.weight is not None:
         return head.weight.detach().float()
     return lm_head_rows(model, [ids[0] for ids in head.answer_ids]).detach().float()

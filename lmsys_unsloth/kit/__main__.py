@@ -31,8 +31,7 @@ RULES = {
 """Arguments, as :mod:`~lmsys_unsloth.cli.words` reads them."""
 USAGE = (
     "python -m lmsys_unsloth.kit run=RUN out=DIR [python=3.11] [platform=manylinux_2_35_x86_64] "
-    "[wheels=true] "
-    "[torch=false] [base=false]"
+    "[wheels=true] [torch=false] [base=false]"
 )
 
 

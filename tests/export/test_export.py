@@ -83,7 +83,12 @@ def test_gemma_2_keeps_its_caps_and_norms(gemma: Path, tmp_path: Path, format: s
 
 
 @pytest.mark.parametrize(
-    ("head", "format"), [pytest.param("lm_trained", "gguf", marks=needs_llama), ("linear", "classifier")]
+    ("head", "format"),
+    [
+        ("lm_trained", "merged16"),
+        pytest.param("lm_trained", "gguf", marks=needs_llama),
+        ("linear", "classifier"),
+    ],
 )
 def test_trained_heads_are_part_of_the_export(folder: Path, tmp_path: Path, head: str, format: str) -> None:
     shutil.copytree(folder / "model", tmp_path / "model")
@@ -96,6 +101,21 @@ def test_trained_heads_are_part_of_the_export(folder: Path, tmp_path: Path, head
     if head == "linear":
         with pytest.raises(UserError, match=r"can't hold head\.kind=linear"):
             export(tmp_path / "fold0", "gguf", tmp_path / "other")
+
+
+def test_calibration_is_exported_and_no_part_of_the_comparison(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "fold0", tmp_path / "fold0")
+    run = Run(tmp_path / "fold0")
+    stored = yaml.safe_load(run.config.read_text())
+    stored["eval"]["calibrate"] = "temperature"
+    run.config.write_text(yaml.safe_dump(stored))
+    facts = export(run.path, "adapter", tmp_path / "out")
+    assert facts.agreement is not None and facts.agreement.largest_difference == 0
+    expected = Predictor.load(run.path).predict_comparisons(rows_of(folder))
+    found = Predictor.load(tmp_path / "out").predict_comparisons(rows_of(folder))
+    np.testing.assert_array_equal(found, expected)
+    raw = Predictor.load(run.path, "eval.calibrate=none").predict_comparisons(rows_of(folder))
+    assert not np.allclose(found, raw, atol=BFLOAT16)
 
 
 def test_eight_bit_weights_are_close_and_said_to_be_for_vllm(folder: Path, tmp_path: Path) -> None:
