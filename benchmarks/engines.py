@@ -6,6 +6,7 @@ An engine lists its variants, the most important ones first, and loads its model
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def project_variants(name: str, options: argparse.Namespace) -> list[Variant]:
     compiling = 45.0 if name == "gemma2" else 0.0
     fast = [
         Variant(job, f"fast, {weights}, {tokens:,} tokens", share)
-        for weights, share in (("4-bit", 0.6), ("dequantised once", 0.65))
+        for weights, share in (("4-bit", 0.6), ("fp8", 0.8), ("dequantised once", 0.65))
         for job, tokens in (
             ("training", usual), ("scoring", usual), ("scoring", twice), ("training", half),
             ("training", twice),
@@ -73,6 +74,7 @@ def project_variants(name: str, options: argparse.Namespace) -> list[Variant]:
     return [
         Variant("parity", "short rows", seconds=5),
         Variant("parity", "mixed rows", seconds=3),
+        Variant("parity", "mixed rows, fp8", seconds=3),
         *fast,
         Variant("training", f"all layers checkpointed, {usual:,} tokens", 0.5),
         Variant("training", f"lower half frozen, {usual:,} tokens", 0.9),
@@ -96,7 +98,7 @@ def this_project(
     vocabulary = shape(name, options)["vocab_size"]
     dequantised = False
     for variant in variants:
-        if not dequantised and not variant.title.startswith(("fast, 4-bit", "short", "mixed")):
+        if not dequantised and not variant.title.startswith(("fast, 4-bit", "fast, fp8", "short", "mixed")):
             loading.make_resident(model, "bf16")
             dequantised = True
         if variant.title.startswith("adapters merged"):
@@ -120,6 +122,7 @@ def _speed(model: Any, variant: Variant, vocabulary: int, options: argparse.Name
     """Measure one variant of training or scoring."""
     from lmsys_unsloth.model import loading
     from lmsys_unsloth.model.decoder import FastDecoder
+    from lmsys_unsloth.model.layers import fp8
 
     limit = next(n for n in token_limits(options) if variant.title.endswith(f" {n:,} tokens"))
     batches = [random_batch(rows, vocabulary) for rows in micro_batches(options, limit)]
@@ -134,9 +137,14 @@ def _speed(model: Any, variant: Variant, vocabulary: int, options: argparse.Name
         assert isinstance(decoder, FastDecoder)
         decoder.checkpointed = len(decoder.layers)
     training = variant.job == "training"
+    if "fp8" in variant.title:
+        fp8.attach(decoder.layers, backward=training)  # type: ignore[attr-defined]
     model.train(training)
     step = _training_step(decoder) if training else _scoring_step(decoder)
-    return measure(step, batches, sum(lengths(options)))
+    try:
+        return measure(step, batches, sum(lengths(options)))
+    finally:
+        fp8.detach([model])
 
 
 def _training_step(decoder: Any) -> Callable[[Any], None]:
@@ -174,6 +182,7 @@ def _parity(model: Any, variant: Variant, vocabulary: int, options: argparse.Nam
 
     from lmsys_unsloth.model import loading
     from lmsys_unsloth.model.decoder import ReferenceDecoder
+    from lmsys_unsloth.model.layers import fp8
     from lmsys_unsloth.model.parity import parity_distances, perturbed, random_updates
 
     class NotCompiled(ReferenceDecoder):
@@ -191,7 +200,11 @@ def _parity(model: Any, variant: Variant, vocabulary: int, options: argparse.Nam
     rows = each[:4] if variant.title == "short rows" else [each[len(each) * n // 6] for n in (0, 2, 4)]
     decoder, batch = loading.make_decoder(model, fast=True), random_batch(rows, vocabulary)
     model.eval()
-    with random_updates(model):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(random_updates(model))
+        if "fp8" in variant.title:
+            stack.callback(fp8.detach, [model])
+            fp8.attach(decoder.layers, backward=True)  # type: ignore[attr-defined]
         pairs = [
             parity_distances(each, NotCompiled(model), batch, gradients=True)
             for each in (decoder, Perturbed(model))

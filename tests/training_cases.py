@@ -50,7 +50,7 @@ def adapted(folder: Path, *, load_in_4bit: bool = False, kind: str = "lm") -> An
 
 def fit(
     model: Any, folder: Path, run: Run, train: TrainConfig = TRAIN, data: Sequence[EncodedRow] | None = None,
-    early_stopping: Sequence[EncodedRow] = (),
+    early_stopping: Sequence[EncodedRow] = (), fp8: bool = False,
 ) -> None:  # fmt: skip
     from lmsys_unsloth.train import training
 
@@ -67,6 +67,7 @@ def fit(
         seed=5,
         metric_logger=NoTracker(),
         early_stopping=early_stopping,
+        fp8=fp8,
     )  # fmt: skip
 
 

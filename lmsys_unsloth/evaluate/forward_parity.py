@@ -259,7 +259,7 @@ def _is_quantised(model: nn.Module) -> bool:
     return any(getattr(weight, "quant_state", None) is not None for weight in model.parameters())
 
 
-def _dequantise(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -> None:
+def _dequantise(model: nn.Module, resident: str) -> None:
     """Dequantise 4-bit weights in place; only if ``model.resident=auto`` would, unless it is ``bf16``."""
     loading.make_resident(model, "bf16" if resident == "bf16" else "auto")
     if _is_quantised(model):

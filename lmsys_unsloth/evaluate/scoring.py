@@ -80,7 +80,7 @@ def predict_rows(
         Predictions, and the speed.
     """
     rows, settings = prepared.scored, config.eval
-    decoder = FallbackDecoder(choose_decoder(model, rows, fast=is_fast(config)))
+    decoder = FallbackDecoder(choose_decoder(model, rows, fast=is_fast(config), fp8=uses_fp8(config)))
     tokens, started = tokens_per_batch(settings), clock()
     budget = None if settings.time_budget is None else TimeLeft(settings.time_budget, clock)
     lengths = token_counts(rows)
@@ -122,6 +122,11 @@ def predict_rows(
 def is_fast(config: Config) -> bool:
     """Whether rows are scored by the fast decoder, where it knows the model."""
     return config.train.fast and config.engine.kind == "native"
+
+
+def uses_fp8(config: Config) -> bool:
+    """Whether the fast decoder is to compute frozen products in fp8."""
+    return config.model.resident == "fp8"
 
 
 def with_swapped(

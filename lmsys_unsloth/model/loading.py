@@ -127,7 +127,7 @@ def load_model(config: ModelConfig, train: TrainConfig | None = None) -> nn.Modu
     return cast(nn.Module, model)
 
 
-def make_resident(model: nn.Module, resident: Literal["auto", "4bit", "bf16"]) -> int:
+def make_resident(model: nn.Module, resident: Literal["auto", "4bit", "bf16", "fp8"]) -> int:
     """Replace 4-bit linear layers by plain ones with the same values, if memory allows it; return how many.
 
     QLoRA trains against exactly these values, but computes them anew at every pass: 2% of a step of Llama 3

@@ -21,6 +21,9 @@ from lmsys_unsloth.model.families.family import Family
 NF4_BYTES = 0.5 + 4 / 64
 """Bytes per NF4 weight: 4 bits, and a float32 scale per block of 64 weights (QLoRA, arXiv:2305.14314)."""
 
+FP8_BYTES = 2
+"""Bytes per weight that products in fp8 add to the loaded weights in a training, one for each pass."""
+
 RESIDENT_SHARE = 0.25
 """Fraction of free memory that dequantised weights may use on top of their 4-bit form; activations need the
 rest."""
@@ -51,8 +54,8 @@ def free_bytes() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory was too small; on a CPU and in cuBLAS it is a plain RuntimeError."""
-    texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    """Whether ``error`` says that memory was too small; not only PyTorch's allocators say it."""
+    texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
@@ -161,6 +164,8 @@ def forecast_memory(
     if in_4bit and should_dequantise(model.resident, linear, itemsize, free_bytes() - weights):
         weights += linear * (itemsize - NF4_BYTES)
         in_4bit = False
+    if model.resident == "fp8":
+        weights += linear * FP8_BYTES
     trained = max(0, depth - lora.first_layer)
     if lora.kind == "full":
         weights += FULL_BYTES * trained / depth * _size(model_config, targets)

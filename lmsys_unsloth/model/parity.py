@@ -15,6 +15,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import loading, memory
 from lmsys_unsloth.model.batch import Batch, collate, target
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, causal_lm, compute_dtype
+from lmsys_unsloth.model.fp8 import use_fp8
 from lmsys_unsloth.prompting.encoding import EncodedRow
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ UPDATE = 0.2
 
 
 def choose_decoder(
-    model: nn.Module, rows: Sequence[EncodedRow], *, fast: bool, training: bool = False
+    model: nn.Module, rows: Sequence[EncodedRow], *, fast: bool, fp8: bool = False, training: bool = False
 ) -> Decoder:
     """Return the fast decoder if it is wanted and agrees with the reference decoder, else the latter.
 
@@ -54,7 +55,8 @@ def choose_decoder(
     They are compared on the beginnings of the shortest ``rows`` and of the longest one, in ``training`` by
     their gradients too, and beyond the sliding window if a row exceeds it. The accepted distance is
     :data:`FACTOR` times the one between two runs of the reference decoder, the second of them
-    :func:`perturbed` as rounding would perturb it.
+    :func:`perturbed` as rounding would perturb it. With ``fp8`` the fast decoder's frozen products are
+    computed so afterwards, see :func:`~lmsys_unsloth.model.fp8.use_fp8`.
     """
     reference = loading.make_decoder(model, fast=False)
     if not fast or not rows:
@@ -69,10 +71,13 @@ def choose_decoder(
     model.eval()
     try:
         with random_updates(model) if training else contextlib.nullcontext():
-            return _compare(model, rows, reference, gradients=training)
+            decoder = _compare(model, rows, reference, gradients=training)
     finally:
         model.zero_grad()
         model.train(was_training)
+    if fp8 and isinstance(decoder, FastDecoder):
+        use_fp8(decoder, rows)
+    return decoder
 
 
 def _compare(model: nn.Module, rows: Sequence[EncodedRow], reference: Decoder, *, gradients: bool) -> Decoder:

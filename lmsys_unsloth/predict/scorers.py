@@ -49,8 +49,8 @@ class Scorer:
         model.answer_head = self.head
         encoded = self.encoder.encode(rows)
         if self.decoder is None:
-            fast = scoring.is_fast(self.config)
-            self.decoder = FallbackDecoder(choose_decoder(self.model, encoded, fast=fast))
+            fast, fp8 = scoring.is_fast(self.config), scoring.uses_fp8(self.config)
+            self.decoder = FallbackDecoder(choose_decoder(self.model, encoded, fast=fast, fp8=fp8))
         logits = self._logits(encoded)
         probabilities = outcome_probabilities(logits).numpy().astype(np.float32)
         predicted = scoring.to_predictions(encoded, probabilities, np.full(len(rows), NO_FOLD), None)

@@ -77,6 +77,7 @@ def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: M
     train(
         model, encoder.tokenizer, prepared.train, group_indices(prepared.unit_sizes), config.train,
         run=run, seed=config.seed, metric_logger=metric_logger, early_stopping=prepared.early_stopping,
+        fp8=config.model.resident == "fp8",
         b_ratio=config.lora.b_learning_rate_ratio, head_learning_rate=config.head.learning_rate,
     )  # fmt: skip
     if ranks.current().first:
@@ -97,6 +98,7 @@ def train(
     early_stopping: Sequence[EncodedRow] = (),
     b_ratio: float = 1.0,
     head_learning_rate: float | None = None,
+    fp8: bool = False,
 ) -> None:
     """Train ``model`` in place, resuming from the newest complete checkpoint if there is one.
 
@@ -112,6 +114,7 @@ def train(
         metric_logger: receives losses, learning rate and speed.
         early_stopping: labelled rows for ``config.evaluate_every``, none of them in ``rows``.
         b_ratio, head_learning_rate: see :func:`~lmsys_unsloth.train.parameter_groups.parameter_groups`.
+        fp8: whether the fast decoder is to compute frozen products in fp8.
 
     Raises:
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint of the step.
@@ -123,7 +126,7 @@ def train(
     lengths = token_counts(rows)
     planned = _plan(units, lengths, config, seed)
     steps = _own_share(planned, units, lengths, config)
-    decoder = choose_decoder(model, rows, fast=config.fast, training=True)
+    decoder = choose_decoder(model, rows, fast=config.fast, fp8=fp8, training=True)
     packed = isinstance(decoder, FastDecoder)  # the reference decoder pads
     padding = 0.0 if packed else padding_share([batch for step in steps for batch in step], lengths)
     auto = config.tokens_per_micro_batch == "auto" and torch.cuda.is_available()

@@ -28,6 +28,7 @@ from lmsys_unsloth.model import loading, parity, trained_weights
 from lmsys_unsloth.model.attention import flex, row_by_row, varlen
 from lmsys_unsloth.model.batch import collate
 from lmsys_unsloth.model.decoder import FastDecoder, ReferenceDecoder
+from lmsys_unsloth.model.layers import fp8
 from lmsys_unsloth.model.packing import PackedRows
 
 pytestmark = pytest.mark.gpu
@@ -64,6 +65,45 @@ def test_kernels_give_what_plain_pytorch_gives(
     for name, found, expected in results:
         distance = (found.float() - expected).norm() / expected.norm()
         assert distance < tolerance(torch.bfloat16, terms=1, products=1), (name, float(distance))
+
+
+@pytest.mark.skipif(not fp8.is_supported(), reason="the GPU has no tensor cores for fp8")
+@pytest.mark.parametrize("columns", [512, 576, 14336])
+def test_fp8_products_are_those_of_their_emulation(columns: int) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(77, columns).bfloat16(), torch.randn(256, columns).bfloat16()
+    x[3] = 0
+    expected = fp8.product(fp8.quantize_rows(x), fp8.quantize_rows(w), torch.float32)
+    for given in (x.cuda(), x.T.contiguous().cuda().T):
+        quantized = fp8.quantize_rows(given)
+        torch.testing.assert_close(quantized.scales.cpu(), fp8.quantize_rows(x).scales)
+        values = quantized.values.cpu().float()
+        same = values == fp8.quantize_rows(x).values.float()
+        assert same.float().mean() > 0.999  # a quotient may be rounded the other way
+        found = fp8.product(quantized, fp8.quantize_rows(w.cuda()), torch.bfloat16).cpu().float()
+        assert (found - expected).norm() < tolerance(torch.bfloat16, terms=1, products=1) * expected.norm()
+
+
+@pytest.mark.skipif(not fp8.is_supported(), reason="the GPU has no tensor cores for fp8")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_fast_decoder_computes_in_fp8(architecture: Architecture, tmp_path: Path) -> None:
+    config = random_model(architecture, tmp_path)
+    model = with_head(trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0))
+    decoder = loading.make_decoder(model, fast=True)
+    assert isinstance(decoder, FastDecoder)
+    batch = collate([np.full(n, 7) for n in LENGTHS], np.eye(3)[[0, 1, 2, 0]]).to(torch.device("cuda"))
+    found = []
+    for attached in (False, True):
+        if attached:
+            fp8.attach(decoder.layers, backward=True)
+        model.zero_grad()
+        loss = loss_of(decoder, batch)
+        loss.backward()
+        gradients = [p.grad.float().flatten() for p in model.parameters() if p.grad is not None]
+        found.append((float(loss), torch.cat(gradients)))
+    (loss_before, before), (loss_after, after) = found
+    assert abs(loss_after - loss_before) < 0.05 * loss_before
+    assert 0 < (after - before).norm() < 0.3 * before.norm()  # 0.04 a product, three layers
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -153,8 +193,9 @@ def test_training_lowers_the_loss(architecture: Architecture, tmp_path: Path) ->
 def test_a_batch_too_large_for_the_gpu_is_trained_in_parts(tmp_path: Path, caplog: Any) -> None:
     config = random_model("llama", tmp_path / "model", resident="bf16")
     model = with_head(trained_weights.make_trainable(loading.load_model(config, TRAIN), LORA, TRAIN, seed=0))
-    free, _ = torch.cuda.mem_get_info()
-    taken = torch.empty(int(free - 1.5e9), dtype=torch.uint8, device="cuda")
+    # A limit of this process: memory taken from the GPU would be missing in tests that run at the same time.
+    limit = (torch.cuda.memory_reserved() + 1.5e9) / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(limit)
     try:
         train = TRAIN.model_copy(
             update={"rows_per_step": 512, "tokens_per_micro_batch": 500_000, "checkpoint": "none"}
@@ -162,8 +203,7 @@ def test_a_batch_too_large_for_the_gpu_is_trained_in_parts(tmp_path: Path, caplo
         with caplog.at_level("WARNING"):
             fit(model, tmp_path / "model", Run(tmp_path / "RUN"), train, _long_rows(512))
     finally:
-        del taken
-        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0)
     assert "same step" in caplog.text
     assert json.loads((tmp_path / "RUN" / "training.json").read_text())["steps"] == 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmsys_unsloth.model.layers import fp8
 from lmsys_unsloth.model.layers.kernels import Kernels
 
 
@@ -22,12 +23,14 @@ def linear(module: nn.Module, x: Tensor, kernels: Kernels | None = None) -> Tens
     adapters = getattr(module, "lora_A", None)
     if adapters is None and (weight := cast(Tensor, module.weight)).requires_grad:
         return F.linear(x, weight.to(x.dtype), cast(Any, module).bias)  # trained in float32
-    if adapters is None or getattr(module, "disable_adapters", False) or _is_special(module):
+    if adapters is None:
+        return fp8.frozen_linear(module, x)
+    if getattr(module, "disable_adapters", False) or _is_special(module):
         return cast(Tensor, module(x))
     if (plain := plain_lora([module], x.dtype, kernels)) is not None:
         return plain(x)[0]
     proj = cast(Any, module)
-    y = cast(Tensor, proj.base_layer(x))
+    y = fp8.frozen_linear(proj.base_layer, x)
     for name in proj.active_adapters:
         if name in adapters:
             down = adapters[name].weight.to(x.dtype)
@@ -56,7 +59,7 @@ def _is_special(module: Any) -> bool:
 def _is_plain(module: Any, dtype: torch.dtype, kernels: Kernels | None) -> bool:
     """Whether the layer has one adapter without dropout, on a frozen matrix in ``dtype`` without a bias.
 
-    Matrices in 4 bits count as frozen ones in the dtype of their values where there are kernels.
+    Matrices in fp8, and where there are kernels those in 4 bits, count as ones in the dtype of their results.
     """
     if not hasattr(module, "lora_A") or module.disable_adapters or _is_special(module):
         return False
@@ -65,6 +68,8 @@ def _is_plain(module: Any, dtype: torch.dtype, kernels: Kernels | None) -> bool:
         return False
     if not isinstance(base, nn.Linear) or base.bias is not None or base.weight.requires_grad:
         return False
+    if fp8.weight_of(base) is not None:
+        return True
     state = getattr(base.weight, "quant_state", None)
     if state is not None:
         return kernels is not None and state.dtype == dtype
@@ -94,9 +99,19 @@ class LoraLinears:
         down = torch.cat([part.to(x.dtype) for part in self.adapters[:count]])
         ups = [up.to(x.dtype) for up in self.adapters[count:]]
         inner = x @ down.T
-        parts = zip(self.bases, self.scales, torch.split(inner, self._ranks, dim=1), ups, strict=True)
-        outs = [(x @ self._weight(b).T).addmm_(part, up.T, alpha=scale) for b, scale, part, up in parts]
+        parts = zip(self._products(x), torch.split(inner, self._ranks, dim=1), ups, self.scales, strict=True)
+        outs = [out.addmm_(part, up.T, alpha=scale) for out, part, up, scale in parts]
         return outs, [inner, down, *ups]
+
+    def _products(self, x: Tensor) -> Iterator[Tensor]:
+        """Compute ``x Wᵀ`` for every W."""
+        weights = [fp8.weight_of(base) for base in self.bases]
+        quantized = fp8.quantize_rows(x) if any(weights) else None
+        for base, weight in zip(self.bases, weights, strict=True):
+            if weight is None or quantized is None:
+                yield x @ self._weight(base).T
+            else:
+                yield fp8.product(quantized, weight.forward, x.dtype)
 
     def input_gradient(
         self, gradients: Sequence[Tensor], kept: Sequence[Tensor], *, needed: bool = True
@@ -109,7 +124,12 @@ class LoraLinears:
             return None, d_inner
         d_x = d_inner @ down
         for gradient, base in zip(gradients, self.bases, strict=True):
-            d_x.addmm_(gradient, self._weight(base))
+            weight = fp8.weight_of(base)
+            if weight is None:
+                d_x.addmm_(gradient, self._weight(base))
+            else:
+                assert weight.backward is not None
+                d_x += fp8.product(fp8.quantize_rows(gradient), weight.backward, d_x.dtype)
         return d_x, d_inner
 
     def adapter_gradients(
