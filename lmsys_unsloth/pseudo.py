@@ -31,7 +31,7 @@ from pydantic import ValidationError
 from lmsys_unsloth.cli.words import parse_words
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import DataConfig
-from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.errors import UserError, prints_errors
 from lmsys_unsloth.core.files import replacing, write_csv
 from lmsys_unsloth.data.cells import most_likely
 from lmsys_unsloth.data.comparison import LABELS, Comparison, rows_fingerprint
@@ -152,18 +152,15 @@ def _columns(rows: Sequence[Comparison]) -> dict[str, list[Any]]:
     return columns
 
 
+@prints_errors
 def main(words: Sequence[str]) -> int:
     """Run the command; 0 when the file was written, 2 when something is wrong."""
-    try:
-        values = parse_words(words, RULES, USAGE)
-        out = Path(values["out"])
-        found = label_rows(
-            Run.open(Path(values["run"])), float(values["min_confidence"]), int(values["max_rows"]) or None
-        )
-        write(out, found.rows)
-    except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    values = parse_words(words, RULES, USAGE)
+    out = Path(values["out"])
+    found = label_rows(
+        Run.open(Path(values["run"])), float(values["min_confidence"]), int(values["max_rows"]) or None
+    )
+    write(out, found.rows)
     counts = Counter(row.label for row in found.rows)
     outcomes = ", ".join(f"{counts[label]:,} {name}" for label, name in enumerate(LABELS))
     print(f"{out}: {len(found.rows):,} rows (most likely outcome: {outcomes})")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmsys_unsloth.cli.words import parse_words
-from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.errors import prints_errors
 from lmsys_unsloth.core.files import replacing
 from lmsys_unsloth.core.progress import progress
 from lmsys_unsloth.data.arena import simulate_row
@@ -81,14 +81,11 @@ def write(arguments: Arguments) -> None:
                 bar.advance(1)
 
 
+@prints_errors
 def main(words: Sequence[str]) -> int:
     """Run the command; 0 when the file was written, 2 when the arguments are wrong."""
-    try:
-        arguments = parse_arguments(words)
-        write(arguments)
-    except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    arguments = parse_arguments(words)
+    write(arguments)
     print(f"{arguments.out}: {arguments.rows:,} rows, {arguments.out.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from lmsys_unsloth.cli import arguments
 from lmsys_unsloth.cli.start.own_conf import describe, own_conf, use_own_conf
+from lmsys_unsloth.cli.start.program import asks_for_sweep
 from lmsys_unsloth.core import launcher, ranks
 from lmsys_unsloth.core.errors import UserError
 
@@ -37,11 +38,8 @@ def launch(main: Callable[[], Any]) -> None:
         main()
 
 
-def _refuse_sweep(given: Sequence[str]) -> None:
-    if any(
-        argument in ("-m", "--multirun") or argument.startswith(("cv=", "search=", "hydra.mode=MULTIRUN"))
-        for argument in given
-    ):
+def _refuse_sweep(words: Sequence[str]) -> None:
+    if asks_for_sweep(words):
         raise UserError(
             "a sweep (-m, cv=K, search=NAME) starts a process for each of its jobs, but several processes "
             "were started for it.\n"

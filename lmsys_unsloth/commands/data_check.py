@@ -9,12 +9,11 @@ Any key of the section ``data`` may follow. Bad rows are listed with their reaso
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.errors import UserError, prints_errors
 
 
 @dataclass(frozen=True)
@@ -54,26 +53,23 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
     return Arguments(files[0], Path(out or f"{stem}-profile.html"), against, overrides)
 
 
+@prints_errors
 def main(words: Sequence[str]) -> int:
     """Run the command; 0 when the file is described, 2 when it can't be."""
-    try:
-        arguments = parse_arguments(words)
-        from lmsys_unsloth.cli.start.composition import compose
-        from lmsys_unsloth.data.sources import check_source
+    arguments = parse_arguments(words)
+    from lmsys_unsloth.cli.start.composition import compose
+    from lmsys_unsloth.data.sources import check_source
 
-        config = compose(["data=lmsys", *arguments.overrides], {"data.path": arguments.path}).data
-        for path in filter(None, (arguments.path, arguments.against)):
-            if not path.startswith("hf:"):
-                check_source(path, layout=config.layout, labelled=False, soft_labels=True)
-        from lmsys_unsloth.data_tools.profile import make_profile  # slow imports
-        from lmsys_unsloth.data_tools.profile_page import write_profile
-        from lmsys_unsloth.data_tools.profile_text import print_profile
+    config = compose(["data=lmsys", *arguments.overrides], {"data.path": arguments.path}).data
+    for path in filter(None, (arguments.path, arguments.against)):
+        if not path.startswith("hf:"):
+            check_source(path, layout=config.layout, labelled=False, soft_labels=True)
+    from lmsys_unsloth.data_tools.profile import make_profile  # slow imports
+    from lmsys_unsloth.data_tools.profile_page import write_profile
+    from lmsys_unsloth.data_tools.profile_text import print_profile
 
-        profile = make_profile(config, arguments.against)
-        print_profile(profile)
-        write_profile(profile, arguments.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    profile = make_profile(config, arguments.against)
+    print_profile(profile)
+    write_profile(profile, arguments.out)
     print(f"profile: {arguments.out}")
     return 0

@@ -11,12 +11,11 @@ dataset), ``bad`` (error; ``skip`` leaves out rows that can't be converted).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lmsys_unsloth.cli.words import parse_words
-from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.errors import prints_errors
 from lmsys_unsloth.data.comparison import LABELS
 
 RULES = {
@@ -31,6 +30,7 @@ RULES = {
 USAGE = "lmsys-unsloth data convert in=FILE out=FILE.csv [layout=NAME] [split=train] [bad=skip], or layouts"
 
 
+@prints_errors
 def main(words: Sequence[str]) -> int:
     """Run the command; 0 when the file was written, 2 when it can't be."""
     from lmsys_unsloth.data_tools.conversion import convert
@@ -40,15 +40,11 @@ def main(words: Sequence[str]) -> int:
         for name, layout in known_layouts().items():
             print(f"{name:24} {layout.title}; licence: {layout.licence}")
         return 0
-    try:
-        values = parse_words(words, RULES, USAGE)
-        done = convert(
-            values["in"], Path(values["out"]), layout=values["layout"], split=values["split"],
-            skip=values["bad"] == "skip",
-        )  # fmt: skip
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    values = parse_words(words, RULES, USAGE)
+    done = convert(
+        values["in"], Path(values["out"]), layout=values["layout"], split=values["split"],
+        skip=values["bad"] == "skip",
+    )  # fmt: skip
     rows = sum(done.outcomes.values())
     counts = ", ".join(f"{name} {done.outcomes[name]:,}" for name in LABELS)
     print(f"{values['out']}: {rows:,} rows ({counts}); layout {done.layout}, {done.title}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lmsys_unsloth.cli.words import parse_words
 from lmsys_unsloth.config.run_directory import Run
-from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.errors import UserError, prints_errors
 
 RULES = {
     "bundle": ("none.zip", r".+\.zip", "must name a .zip file"),
@@ -24,15 +24,12 @@ RULES = {
 """Arguments, as :mod:`~lmsys_unsloth.cli.words` reads them."""
 
 
+@prints_errors
 def main(words: Sequence[str]) -> int:
     """Run the command; 0 when all is well, 1 when something will not work, 2 for wrong arguments."""
     joined = " ".join(words).replace("--bundle ", "bundle=").replace("--bundle=", "bundle=").split()
-    try:
-        values = parse_words(joined, RULES, "lmsys-unsloth doctor [bundle=FILE.zip [run=RUN]]")
-        run = Run.open(Path(values["run"])) if values["run"] else None
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    values = parse_words(joined, RULES, "lmsys-unsloth doctor [bundle=FILE.zip [run=RUN]]")
+    run = Run.open(Path(values["run"])) if values["run"] else None
     from lmsys_unsloth.cli.machine.bundle import write_bundle  # slow imports
     from lmsys_unsloth.cli.machine.diagnosis import diagnose
     from lmsys_unsloth.cli.preflight import print_checks

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmsys_unsloth.config.parsing import Config
-from lmsys_unsloth.config.resources import CONF
+from lmsys_unsloth.config.resources import composing
 
 
 def with_new_keys(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,9 +26,8 @@ def with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _composed() -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        values: Any = OmegaConf.to_container(compose("train"), resolve=True)
+    with composing() as compose:
+        values: Any = OmegaConf.to_container(compose(), resolve=True)
     return dict(values)

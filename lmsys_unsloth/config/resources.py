@@ -5,9 +5,12 @@ In a checkout they are symbolic links in the package's folder; a wheel contains 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -28,6 +31,15 @@ CONF = _folder("conf")
 """Folder of the configuration."""
 
 _REQUIREMENTS = _folder("requirements")
+
+
+@contextlib.contextmanager
+def composing() -> Iterator[Callable[..., Any]]:
+    """Within the block, Hydra's ``compose(overrides)`` of the configuration of ``train.py``."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
+        yield functools.partial(compose, "train")
 
 
 def pinned_versions(*files: str) -> dict[str, str]:

@@ -1,6 +1,13 @@
-"""The exception for problems that a user can fix."""
+"""The exception for problems that a user can fix, and how commands end with it."""
 
 from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+Main = Callable[[Sequence[str]], int]
+"""A command: its words in, its exit status out."""
 
 
 class UserError(Exception):
@@ -12,3 +19,17 @@ class UserError(Exception):
 
 class WriteError(UserError):
     """A file can't be written: the disk is full, or the folder may not be written to."""
+
+
+def prints_errors(main: Main) -> Main:
+    """Decorate a command so that problems which a user can fix are printed, with exit status 2."""
+
+    @functools.wraps(main)
+    def run(words: Sequence[str]) -> int:
+        try:
+            return main(words)
+        except (UserError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return run

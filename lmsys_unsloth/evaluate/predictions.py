@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import replacing
 from lmsys_unsloth.data.comparison import LABELS, Comparison
@@ -155,6 +156,13 @@ def read_predictions(path: Path) -> Predictions:
         labels.astype(np.int64),
         {name: table.column(name).to_pylist() for name in table.column_names if name not in COLUMNS},
     )
+
+
+def read_labelled(runs: Sequence[Run]) -> Predictions | None:
+    """Read the labelled predictions of several runs that have any, one after the other; None: no run has."""
+    found = [read_predictions(run.predictions) for run in runs if run.predictions.is_file()]
+    labelled = [each.take(each.labelled) for each in found if each.labelled.any()]
+    return concatenate(labelled) if labelled else None
 
 
 def write_submission(path: Path, predictions: Predictions) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmsys_unsloth.cli.words import parse_words
-from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.errors import prints_errors
 
 KINDS = "adapter|merged16|classifier|gguf|fp8"
 RULES = {
@@ -37,23 +37,20 @@ USAGE = (
 )
 
 
+@prints_errors
 def main(words: Sequence[str]) -> int:
     """Run the command; 0 when the folder was written, 2 when something is wrong."""
-    try:
-        values = parse_words(words, RULES, USAGE)
-        from lmsys_unsloth.export.export import export, push  # slow imports
+    values = parse_words(words, RULES, USAGE)
+    from lmsys_unsloth.export.export import export, push  # slow imports
 
-        out = Path(values["out"])
-        export(
-            Path(values["run"]), values["format"], out, base=values["base"], type=values["type"],
-            rows=int(values["rows"]), force=values["force"] == "true",
-        )  # fmt: skip
-        print(f"exported: {out}")
-        if values["push"]:
-            print(f"pushed: {push(out, values['push'])}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    out = Path(values["out"])
+    export(
+        Path(values["run"]), values["format"], out, base=values["base"], type=values["type"],
+        rows=int(values["rows"]), force=values["force"] == "true",
+    )  # fmt: skip
+    print(f"exported: {out}")
+    if values["push"]:
+        print(f"pushed: {push(out, values['push'])}")
     return 0
 
 

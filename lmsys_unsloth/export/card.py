@@ -16,7 +16,7 @@ from lmsys_unsloth import __version__
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import replacing, write_text
-from lmsys_unsloth.evaluate.predictions import concatenate, read_predictions
+from lmsys_unsloth.evaluate.predictions import read_labelled
 from lmsys_unsloth.export.exported import Exported
 
 FILE = "README.md"
@@ -146,12 +146,10 @@ def _plot(folder: Path, runs: Sequence[Run]) -> bool:
     """Draw predicted probabilities against observed shares; returns whether there was anything to draw."""
     from lmsys_unsloth.report import plots
 
-    found = [read_predictions(run.predictions) for run in runs if run.predictions.is_file()]
-    labelled = [p.take(p.labelled) for p in found if p.labelled.any()]
-    if not labelled:
+    labelled = read_labelled(runs)
+    if labelled is None:
         return False
-    merged = concatenate(labelled)
-    figures = plots.plot_all(merged.probabilities.astype(np.float64), merged.labels, None, [])
+    figures = plots.plot_all(labelled.probabilities.astype(np.float64), labelled.labels, None, [])
     with replacing(folder / PLOT) as temporary:
         temporary.write_bytes(plots.render_png(figures["reliability_a"][1]))
     return True

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmsys_unsloth.cli.words import parse_words
-from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.errors import prints_errors
 
 _TRUTH = ("true|false", "must be true or false")
 RULES = {
@@ -35,19 +35,16 @@ USAGE = (
 )
 
 
+@prints_errors
 def main(words: Sequence[str]) -> int:
     """Run the command; 0 when the folder was written, 2 when something is wrong."""
-    try:
-        values = parse_words(words, RULES, USAGE)
-        from lmsys_unsloth.kit.kit import Packages, write_kit  # slow imports
+    values = parse_words(words, RULES, USAGE)
+    from lmsys_unsloth.kit.kit import Packages, write_kit  # slow imports
 
-        packages = None
-        if values["wheels"] == "true":
-            packages = Packages(values["python"], values["platform"], torch=values["torch"] == "true")
-        kit = write_kit(Path(values["run"]), Path(values["out"]), packages, base=values["base"] == "true")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    packages = None
+    if values["wheels"] == "true":
+        packages = Packages(values["python"], values["platform"], torch=values["torch"] == "true")
+    kit = write_kit(Path(values["run"]), Path(values["out"]), packages, base=values["base"] == "true")
     print(kit)
     return 0
 

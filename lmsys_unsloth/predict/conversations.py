@@ -65,7 +65,7 @@ def to_comparison(row: Mapping[str, Any], row_id: str) -> Comparison:
 
 def _prompt(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """User turns, and the assistant's answers to all but the last if the prompt holds them."""
-    if not _is_messages(value):
+    if not is_messages(value):
         return _texts(value, "prompt", "user"), ()
     messages = list(value)
     system = [message for message in messages if message.get("role") == "system"]
@@ -84,7 +84,7 @@ def _prompt(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _texts(value: Any, name: str, role: str) -> tuple[str, ...]:
-    if _is_messages(value):
+    if is_messages(value):
         roles = {message.get("role") for message in value}
         if roles != {role}:
             found = ", ".join(sorted(map(str, roles)))
@@ -96,7 +96,8 @@ def _texts(value: Any, name: str, role: str) -> tuple[str, ...]:
     return tuple(cells.turn(text, name, index, Counter()) for index, text in enumerate(turns))
 
 
-def _is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of chat messages, not a text or a list of texts."""
     return (
         isinstance(value, Sequence)
         and not isinstance(value, str)

@@ -14,6 +14,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data import readers
 from lmsys_unsloth.data.cells import Problem
 from lmsys_unsloth.evaluate.bootstrap import Interval, bootstrap_interval
+from lmsys_unsloth.predict.conversations import is_messages
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,4 @@ def _parsed(cell: Any) -> Any:
 
 def _is_conversation(value: Any) -> bool:
     """Whether it is a list of messages that begins with the user's, not with a response."""
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and len(value) > 1
-        and all(isinstance(message, Mapping) for message in value)
-    )
+    return is_messages(value) and len(value) > 1

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from lmsys_unsloth.cli.words import parse_words
-from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.errors import UserError, prints_errors
 
 TOKEN = "LMSYS_UNSLOTH_TOKEN"
 """Environment variable with the token that requests must carry."""
@@ -31,30 +31,27 @@ RULES = {
 USAGE = "python -m lmsys_unsloth.serve run=RUN [host=127.0.0.1] [port=8000] [max_pairs=256] [max_body_mb=8]"
 
 
+@prints_errors
 def main(words: Sequence[str]) -> int:
     """Serve until SIGINT or SIGTERM; 2 when something is wrong."""
+    values = parse_words(words, RULES, USAGE)
+    host, port = values["host"], int(values["port"])
+    _require_free(host, port)
     try:
-        values = parse_words(words, RULES, USAGE)
-        host, port = values["host"], int(values["port"])
-        _require_free(host, port)
-        try:
-            import uvicorn
+        import uvicorn
 
-            from lmsys_unsloth.serve.app import Limit, make_app
-        except ImportError as error:
-            raise UserError(
-                f"the server needs the package {error.name}, which is not installed.\n"
-                "  Install it: pip install -r requirements/serve.txt"
-            ) from None
-        from lmsys_unsloth.predict.predictor import Predictor
+        from lmsys_unsloth.serve.app import Limit, make_app
+    except ImportError as error:
+        raise UserError(
+            f"the server needs the package {error.name}, which is not installed.\n"
+            "  Install it: pip install -r requirements/serve.txt"
+        ) from None
+    from lmsys_unsloth.predict.predictor import Predictor
 
-        token = os.environ.get(TOKEN) or None
-        if token is None and host not in ("127.0.0.1", "::1", "localhost"):
-            print(f"warning: anybody who reaches {host} can use this server; set {TOKEN}", file=sys.stderr)
-        predictor = Predictor.load(values["run"])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    token = os.environ.get(TOKEN) or None
+    if token is None and host not in ("127.0.0.1", "::1", "localhost"):
+        print(f"warning: anybody who reaches {host} can use this server; set {TOKEN}", file=sys.stderr)
+    predictor = Predictor.load(values["run"])
     limit = Limit(pairs=int(values["max_pairs"]), body_bytes=int(values["max_body_mb"]) * 2**20)
     app = make_app(predictor, limit=limit, token=token)
     print(f"serving {values['run']}: http://{host}:{port}", flush=True)

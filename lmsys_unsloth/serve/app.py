@@ -143,7 +143,14 @@ def make_app(predictor: Predictor, *, limit: Limit | None = None, token: str | N
     )  # fmt: skip
     metrics = Metrics(batcher)
     _add_errors(app)
+    _add_metrics(app, metrics)
+    _add_page(app)
+    _add_predictions(app, predictor, batcher, allowed, metrics)
+    app.add_middleware(Limits, max_bytes=allowed.body_bytes, token=token)  # type: ignore[arg-type]
+    return app
 
+
+def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
     @app.middleware("http")
     async def measured(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         started = time.perf_counter()
@@ -154,6 +161,22 @@ def make_app(predictor: Predictor, *, limit: Limit | None = None, token: str | N
         metrics.seconds.labels(path).observe(time.perf_counter() - started)
         return response
 
+    @app.get("/metrics", include_in_schema=False)
+    async def report() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_page(app: FastAPI) -> None:
+    for path, name, kind in (
+        ("/", "page.html", "text/html"), ("/page.js", "page.js", "text/javascript"),
+        ("/page.css", "page.css", "text/css"),
+    ):  # fmt: skip
+        app.get(path, include_in_schema=False)(_static(name, kind))
+
+
+def _add_predictions(
+    app: FastAPI, predictor: Predictor, batcher: Batcher, allowed: Limit, metrics: Metrics
+) -> None:
     @app.post("/v1/preferences")
     async def preferences(body: Pairs) -> Preferences:
         """Predict which response of each pair a person prefers."""
@@ -185,18 +208,6 @@ def make_app(predictor: Predictor, *, limit: Limit | None = None, token: str | N
             "model": config.model.name,
             "prompt": config.prompt.name,
         }
-
-    @app.get("/metrics", include_in_schema=False)
-    async def report() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    for path, name, kind in (
-        ("/", "page.html", "text/html"), ("/page.js", "page.js", "text/javascript"),
-        ("/page.css", "page.css", "text/css"),
-    ):  # fmt: skip
-        app.get(path, include_in_schema=False)(_static(name, kind))
-    app.add_middleware(Limits, max_bytes=allowed.body_bytes, token=token)  # type: ignore[arg-type]
-    return app
 
 
 def _submit(batcher: Batcher, rows: Sequence[Comparison]) -> Any:

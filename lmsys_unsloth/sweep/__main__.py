@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.errors import prints_errors
 
 
+@prints_errors
 def main(arguments: Sequence[str]) -> int:
     """Write ``sweep.csv`` and ``sweep.html`` and print the table; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -20,11 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = parser.parse_args(arguments).folder
     from lmsys_unsloth.sweep.report import print_summary  # slow imports
 
-    try:
-        print_summary(folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print_summary(folder)
     return 0
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -20,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmsys_unsloth.cli.arguments import parse_composed, prepare_arguments
-from lmsys_unsloth.config.resources import CONF
+from lmsys_unsloth.config.resources import composing
 from lmsys_unsloth.config.sweep_schema import LauncherConfig, Parameter, SearchConfig, parse_section
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.sweep.jobs import RECORD, Job, make_job, quote, read_arguments
@@ -68,8 +67,8 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         _refuse_repeated(overrides)
         given = [o.input_line for o in overrides if _is_of_command(o.key_or_group)]
         of_jobs = [o for o in overrides if not _is_of_command(o.key_or_group)]
-        with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
-            master = compose("train", given, return_hydra_config=True)
+        with composing() as compose:
+            master = compose(given, return_hydra_config=True)
         launcher = parse_section(LauncherConfig, "launcher", _plain(master.launcher))
         search = _search(master, of_jobs)
         if search is not None:
@@ -96,10 +95,10 @@ def compose_jobs(products: Sequence[Sequence[str]], folder: Path) -> list[Job]:
         UserError: every problem of every configuration.
     """
     jobs, problems = [], dict[str, None]()
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
+    with composing() as compose:
         for product in products:
             try:
-                config = parse_composed(compose("train", list(product)), product)
+                config = parse_composed(compose(list(product)), product)
                 if config.debug.preview:
                     raise UserError("debug.preview = True: trains nothing; leave it out of a sweep.")
                 jobs.append(make_job(config, product, folder))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from lmsys_unsloth.config.resources import script_of
 from lmsys_unsloth.config.run_directory import Run
-from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.errors import prints_errors
 from lmsys_unsloth.sweep.execution import POLL_SECONDS, request_stop
 from lmsys_unsloth.sweep.jobs import Job, quote, read_jobs, save_jobs
 from lmsys_unsloth.sweep.launchers import Launcher, Started, make_launcher
@@ -50,15 +50,12 @@ class Listed:
         pass
 
 
+@prints_errors
 def main(arguments: Sequence[str]) -> int:
     """Run a sweep; 0 if every job is finished, 1 if one failed, 2 for bad input, 130 if interrupted."""
-    try:
-        plan = make_plan(arguments)
-        launcher = make_launcher(plan.launcher, plan.folder)
-        jobs: Jobs = Listed(_begin(plan)) if plan.search is None else Search(plan)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    plan = make_plan(arguments)
+    launcher = make_launcher(plan.launcher, plan.folder)
+    jobs: Jobs = Listed(_begin(plan)) if plan.search is None else Search(plan)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         run_jobs(jobs, launcher)

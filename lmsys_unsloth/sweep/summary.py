@@ -21,7 +21,7 @@ from lmsys_unsloth.evaluate.bootstrap import (
     paired_bootstrap,
 )
 from lmsys_unsloth.evaluate.calibration import log_losses
-from lmsys_unsloth.evaluate.predictions import Predictions, concatenate, read_predictions
+from lmsys_unsloth.evaluate.predictions import Predictions, read_labelled
 from lmsys_unsloth.sweep.jobs import Job, read_jobs, read_objective, shell_word
 from lmsys_unsloth.sweep.search import LOSS, evaluations
 
@@ -196,13 +196,11 @@ def _difference(own: _Scored, best: _Scored) -> PairedDifference | None:
 
 
 def _scored(runs: Sequence[Run]) -> _Scored | None:
-    found = [read_predictions(run.predictions) for run in runs]
-    labelled = [p.take(p.labelled) for p in found if p.labelled.any()]
-    if not labelled:
+    labelled = read_labelled(runs)
+    if labelled is None:
         return None
-    merged = concatenate(labelled)
-    losses = log_losses(merged.probabilities.astype(np.float64), merged.labels)
-    return _Scored(merged, dict(zip(merged.ids, losses.tolist(), strict=True)))
+    losses = log_losses(labelled.probabilities.astype(np.float64), labelled.labels)
+    return _Scored(labelled, dict(zip(labelled.ids, losses.tolist(), strict=True)))
 
 
 def _require_same_data(jobs: Sequence[Job]) -> None:

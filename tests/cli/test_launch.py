@@ -74,11 +74,17 @@ def test_what_one_process_does_is_refused_in_several(
         agreement.agree([config(f"debug={name}")], Run(tmp_path))
 
 
-@pytest.mark.parametrize("argument", ["-m", "--multirun", "hydra.mode=MULTIRUN"])
-def test_a_sweep_is_refused_in_several_processes(argument: str) -> None:
+@pytest.mark.parametrize("argument", ["-m", "--multirun", "hydra.mode=MULTIRUN", "cv=5", "search=default"])
+def test_a_sweep_is_refused_in_several_processes(monkeypatch: pytest.MonkeyPatch, argument: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
     with pytest.raises(UserError, match="sweep"):
         launch._refuse_sweep(["fold=0,1", argument])
     launch._refuse_sweep(["fold=0", "logger=wandb"])
+
+
+def test_predicting_with_a_cross_validation_is_no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval.py"])
+    launch._refuse_sweep(["cv=DIR", "data.path=test.csv"])
 
 
 @pytest.mark.slow

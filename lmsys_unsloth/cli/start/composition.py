@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import hydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from lmsys_unsloth.cli.arguments import parse_composed, prepare_arguments, require_readable
 from lmsys_unsloth.cli.start.own_conf import use_own_conf
 from lmsys_unsloth.config.parsing import Config
-from lmsys_unsloth.config.resources import CONF
+from lmsys_unsloth.config.resources import composing
 from lmsys_unsloth.core.errors import UserError
 
 
@@ -26,9 +25,9 @@ def compose(overrides: Sequence[str], values: Mapping[str, Any]) -> Config:
     """
     use_own_conf()
     require_readable(overrides)
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with composing() as hydra_compose:
         try:
-            composed = hydra.compose("train", prepare_arguments(overrides))
+            composed = hydra_compose(prepare_arguments(overrides))
         except HydraException as error:
             raise UserError(str(error)) from None
     for key, value in values.items():

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from lmsys_unsloth.cli.start.own_conf import options
-from lmsys_unsloth.cli.start.program import is_eval, program
+from lmsys_unsloth.cli.start.program import asks_for_sweep, is_eval, program
 from lmsys_unsloth.config.parsing import kind_of
 
 _WITHOUT_VALUE = {"-h", "--help", "--hydra-help", "--version", "--resolve", "--run", "-r", "-m", "--multirun"}
@@ -22,7 +22,6 @@ _WITH_VALUE = {
     "--info", "-i", "--experimental-rerun", "--shell-completion", "-sc",
 }  # fmt: skip
 _OTHER_CONFIGURATION = {"--config-path", "-cp", "--config-dir", "-cd"}
-_SWEEPS = ("-m", "--multirun", "cv=", "search=", "hydra.mode=MULTIRUN")
 _EVAL_KEYS = ("run", "runs")
 
 
@@ -42,7 +41,7 @@ def find_mistakes(words: Sequence[str], groups: Sequence[str]) -> list[str]:
         return [f"{' '.join(spaced)}: put no spaces around '=': {''.join(spaced)}"]
     found: list[str] = []
     takes_value = False
-    sweep = any(word.startswith(_SWEEPS) for word in words)
+    sweep = asks_for_sweep(words)
     known = groups if _OTHER_CONFIGURATION.isdisjoint(word.partition("=")[0] for word in words) else ()
     for word in words:
         name = word.partition("=")[0]

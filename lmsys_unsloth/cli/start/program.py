@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 COMMAND = "lmsys-unsloth"
@@ -24,6 +25,14 @@ def program() -> str:
 def is_eval() -> bool:
     """Whether the running command is ``eval``."""
     return Path(sys.argv[0]).name in ("eval.py", f"{COMMAND} eval", f"{COMMAND} predict")
+
+
+def asks_for_sweep(words: Sequence[str]) -> bool:
+    """Whether the command line asks for several jobs."""
+    ours = () if is_eval() else ("cv=", "search=")  # eval.py cv=DIR predicts with a cross-validation
+    return any(
+        word in ("-m", "--multirun") or word.startswith((*ours, "hydra.mode=MULTIRUN")) for word in words
+    )
 
 
 def in_words_of_the_caller(text: str) -> str:
