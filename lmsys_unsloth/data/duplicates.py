@@ -23,6 +23,10 @@ CHUNK = 4096
 """Shingles sketched, and pairs compared, at once: a text of a megabyte would need half a gigabyte."""
 ERROR_WEIGHTS = (0.05, 0.95)
 """Weights of false and of missed candidates in the index: false ones are sorted out, missed ones leak."""
+NEIGHBOURS = 32
+"""Members of its bucket that a text is compared with, in the order of their keys."""
+MISSED = 1e-4
+"""Largest share of the pairs at the threshold that the fine bands of a crowded bucket may miss."""
 SCHEME = "affine32"
 """datasketch's 32-bit permutations ``h -> factor * h + offset``."""
 MAXIMUM = np.uint32(0xFFFFFFFF)
@@ -132,6 +136,8 @@ def _near_groups(sketches: NDArray[np.uint32], threshold: float) -> NDArray[np.i
 
     Candidates are the pairs that agree in a whole band of the sketch, as in datasketch's MinHashLSH; here the
     bands are sorted one after the other, which takes 40 bytes a text where its dictionaries take kilobytes.
+    Texts made from one template agree in bands without being similar, so that the pairs of a crowded bucket
+    are too many. Its members are compared where they agree in a finer band too.
     """
     from datasketch import MinHashLSH
 
@@ -139,24 +145,53 @@ def _near_groups(sketches: NDArray[np.uint32], threshold: float) -> NDArray[np.i
     groups = np.arange(len(sketches))
     for band in range(index.b):
         keys = _keys(sketches[:, band * index.r : (band + 1) * index.r])
-        order = np.argsort(keys, kind="stable")
-        same = np.diff(keys[order]) == 0
-        # Neighbours first: in a bucket of near copies they join all, and no other pair must be compared.
-        pairs = order[:-1][same], order[1:][same]
-        groups = _join(groups, *_similar_pairs(groups, sketches, *pairs, threshold))
-        starts = np.r_[0, np.flatnonzero(~same) + 1]
-        of_order = groups[order]
-        apart = np.minimum.reduceat(of_order, starts) < np.maximum.reduceat(of_order, starts)
-        ends = np.r_[starts[1:], len(order)]
-        large = apart & (ends - starts > 2)
-        links = [
-            _bucket_links(groups, sketches, order[start:end], threshold)
-            for start, end in zip(starts[large], ends[large], strict=True)
-        ]
-        if links:
-            first, second = np.concatenate(links, axis=1)
-            groups = _join(groups, first, second)
+        groups, crowded = _join_similar(groups, sketches, np.arange(len(sketches)), keys, threshold)
+        for fine in _fine_bands(threshold) if len(crowded) else ():
+            both = _keys(np.column_stack([keys[crowded], _keys(sketches[crowded, fine])]))
+            groups, _ = _join_similar(groups, sketches, crowded, both, threshold)
     return groups
+
+
+def _fine_bands(threshold: float) -> list[slice]:
+    """Divide a sketch into the widest bands that miss at most :data:`MISSED` pairs: ``(1 - t^width)^bands``.
+
+    >>> len(_fine_bands(0.8)), _fine_bands(0.8)[0]
+    (25, slice(0, 5, None))
+    """
+
+    def missed(width: int) -> float:
+        return float((1 - threshold**width) ** (PERMUTATIONS // width))
+
+    width = next((width for width in range(16, 1, -1) if missed(width) <= MISSED), 1)
+    return [slice(start, start + width) for start in range(0, PERMUTATIONS - width + 1, width)]
+
+
+def _join_similar(
+    groups: NDArray[np.int64], sketches: NDArray[np.uint32], members: NDArray[np.int64],
+    keys: NDArray[np.uint64], threshold: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """Join the groups of similar members of one bucket: those with equal keys.
+
+    Returns:
+        The joined groups, and the members of crowded buckets, in which each member has been compared with
+        :data:`NEIGHBOURS` others only.
+    """
+    order = np.argsort(keys, kind="stable")
+    keys, sorted_members = keys[order], members[order]
+    links: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for distance in range(1, NEIGHBOURS + 1):
+        same = keys[distance:] == keys[:-distance]
+        if not same.any():
+            break
+        pairs = sorted_members[:-distance][same], sorted_members[distance:][same]
+        links.append(_similar_pairs(groups, sketches, *pairs, threshold))
+        if distance == 1:  # in a bucket of near copies these join all, and no other pair must be compared
+            groups = _join(groups, *links.pop())
+    if links:
+        groups = _join(groups, *(np.concatenate(ends) for ends in zip(*links, strict=True)))
+    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+    sizes = np.diff(np.r_[starts, len(keys)])
+    return groups, sorted_members[np.repeat(sizes > NEIGHBOURS + 1, sizes)]
 
 
 def _keys(band: NDArray[np.uint32]) -> NDArray[np.uint64]:
@@ -166,21 +201,6 @@ def _keys(band: NDArray[np.uint32]) -> NDArray[np.uint64]:
         keys = (keys ^ values) * np.uint64(0x9E3779B97F4A7C15)
         keys ^= keys >> np.uint64(32)
     return keys
-
-
-def _bucket_links(
-    groups: NDArray[np.int64], sketches: NDArray[np.uint32], members: NDArray[np.int64], threshold: float
-) -> NDArray[np.int64]:
-    """Pairs ``[2, links]`` that join the groups of all similar members."""
-    labels, links = groups[members], [np.empty((2, 0), dtype=np.int64)]
-    for position, first in enumerate(members[:-1]):
-        others = position + 1 + np.flatnonzero(labels[position + 1 :] != labels[position])
-        first_again = np.full(len(others), first)
-        similar = others[_similarity(sketches, first_again, members[others]) >= threshold]
-        if len(similar):
-            links.append(np.stack([first_again[: len(similar)], members[similar]]))
-            labels[np.isin(labels, labels[similar])] = labels[position]
-    return np.concatenate(links, axis=1)
 
 
 def _similar_pairs(

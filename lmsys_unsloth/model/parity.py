@@ -16,6 +16,7 @@ from lmsys_unsloth.model import loading, memory
 from lmsys_unsloth.model.batch import Batch, collate, target
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, causal_lm, compute_dtype
 from lmsys_unsloth.model.fp8 import use_fp8
+from lmsys_unsloth.model.layers import fp8 as layers_fp8
 from lmsys_unsloth.prompting.encoding import EncodedRow
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def choose_decoder(
     :func:`perturbed` as rounding would perturb it. With ``fp8`` the fast decoder's frozen products are
     computed so afterwards, see :func:`~lmsys_unsloth.model.fp8.use_fp8`.
     """
+    layers_fp8.detach([model])  # of a training before: the comparison is one with the weights themselves
     reference = loading.make_decoder(model, fast=False)
     if not fast or not rows:
         return reference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,27 @@ def test_pairs_above_the_threshold_are_found_and_others_are_not() -> None:
     assert joined[similarity > 0.9].all()
     assert not joined[similarity < 0.65].any()
     assert len(np.unique(near)) == 400 - joined.sum(), "unrelated texts stay apart"
+
+
+def test_texts_of_one_template_are_not_all_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, similarity = random.Random(2), duplicates._similarity
+    template = ["".join(rng.choices("abcdefgh", k=6)) for _ in range(40)]
+    texts = [_changed(rng, template, 0.02) for _ in range(4000)]
+    copies = [f"{text}!" for text in texts[:100]]
+    compared = []
+
+    def counted(sketches: Any, first: Any, second: Any) -> Any:
+        compared[-1] += len(first)
+        return similarity(sketches, first, second)
+
+    monkeypatch.setattr(duplicates, "_similarity", counted)
+    for neighbours in (duplicates.NEIGHBOURS, len(texts)):
+        monkeypatch.setattr(duplicates, "NEIGHBOURS", neighbours)
+        compared.append(0)
+        near = find_similar([*texts, *copies], 0.9).near
+        assert (near[:100] == near[4000:]).all()
+        assert len(np.unique(near)) > 100, "not all are similar"
+    assert 0 < compared[0] < 0.5 * compared[1]
 
 
 def test_the_sketch_is_that_of_the_library() -> None:

@@ -128,6 +128,17 @@ def test_it_is_given_up_where_answers_change(
     assert ("is not used, as it changes answers too much" in caplog.text) != accepted
 
 
+def test_a_second_choice_compares_with_the_weights_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, found = adapted(save_tiny_llama(tmp_path)), []
+    monkeypatch.setattr(fp8, "LARGEST_DIVERGENCE", 10.0)
+    monkeypatch.setattr(parity, "use_fp8", lambda *given: found.append(fp8.use_fp8(*given)))
+    for _ in range(2):
+        assert isinstance(parity.choose_decoder(model, rows(), fast=True, fp8=True), FastDecoder)
+    assert found[0] == found[1] > 0
+
+
 def test_divergence_is_the_expected_rise_of_log_loss() -> None:
     p, q = (
         torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]),
