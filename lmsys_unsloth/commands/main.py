@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 NAME = "lmsys-unsloth"
 
@@ -34,12 +35,16 @@ class Command:
         files = (folder / "__main__.py", folder.with_suffix(".py"))
         return next((file for file in files if file.is_file()), None)
 
-    def run(self, words: Sequence[str]) -> int:
-        """Run the command and return its exit status."""
+    def imported(self) -> Any:
+        """Import the module with ``main``."""
         file = self.file()
         assert file is not None
         below = f"{self.module}.__main__" if file.name == "__main__.py" else self.module
-        module = importlib.import_module(f"lmsys_unsloth.{below}")
+        return importlib.import_module(f"lmsys_unsloth.{below}")
+
+    def run(self, words: Sequence[str]) -> int:
+        """Run the command and return its exit status."""
+        module = self.imported()
         if not self.own_help and {"-h", "--help"} & set(words):
             text = inspect.cleandoc(module.__doc__ or "")
             print(text.replace(f"python -m lmsys_unsloth.{self.module}", f"{NAME} {self.name}"))

@@ -61,4 +61,5 @@ def _read(path: Path) -> dict[str, Any]:
             f"{where}: must hold a mapping with `answers` and `body`, but holds {type(content).__name__}; "
             "docs/prompts.md shows one."
         )
+    content.pop("defaults", None)  # a copy of a file of conf/prompt/ has it; its values are the schema's own
     return {str(key): value for key, value in content.items()}

@@ -45,6 +45,15 @@ def test_the_result_does_not_depend_on_the_file(tmp_path: Path) -> None:
     assert use_prompt_file(made) == made
 
 
+@pytest.mark.parametrize("name", ["v1", "v2", "v3", "v4", "v5", "v6"])
+def test_a_copy_of_a_published_template_is_that_template(name: str, tmp_path: Path) -> None:
+    copy = tmp_path / "mine.yaml"
+    copy.write_text((CONF / "prompt" / f"{name}.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    typed = [f"prompt.file={copy}"]
+    found = parse_config(use_prompt_file(composed(*typed), typed)).prompt
+    assert found == parse_config(composed(f"prompt={name}")).prompt
+
+
 def test_without_a_file_nothing_changes() -> None:
     assert use_prompt_file(composed("prompt=v1")) == composed("prompt=v1")
 
