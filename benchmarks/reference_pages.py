@@ -1,8 +1,8 @@
-"""Write the pages that follow from the code: ``docs/configuration.md`` and ``docs/modules.md``.
+"""Write the pages that follow from the code: ``configuration.md``, ``modules.md``, ``troubleshooting.md``.
 
     python benchmarks/reference_pages.py
 
-A test checks that both are current.
+A test checks that they are current.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("", "tests", "tests/cli")]
 
 SCHEMAS = ("schema.py", "prompt_schema.py", "engine_schema.py", "sweep_schema.py")
 SECTIONS = {
@@ -124,7 +124,24 @@ def modules() -> str:
     return "\n".join([*lines, ""])
 
 
-PAGES = {"configuration.md": configuration, "modules.md": modules}
+START, END = "<!-- likeliest mistakes -->", "<!-- end -->"
+"""Between them the table of mistakes stands in its page."""
+
+
+def troubleshooting() -> str:
+    """The page with the likeliest mistakes; the rest of it is written by hand."""
+    from likely_mistakes import MISTAKES
+
+    rows = ["| what was typed | the answer says |", "|---|---|"]
+    for words, answer in MISTAKES.values():
+        cells = (f"`{words[0]} {' '.join(words[1:])}`", answer)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    before, _, rest = page.partition(START)
+    return "\n".join([before + START, *rows, END + rest.partition(END)[2]])
+
+
+PAGES = {"configuration.md": configuration, "modules.md": modules, "troubleshooting.md": troubleshooting}
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the start page, which is the README."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     inside = re.sub(r"\]\(docs/", "](", text)
-    outside = re.sub(r"\]\((?!https?:|#|[\w/]+\.md|\.\./)([^)]+)\)", r"](../\1)", inside)
+    outside = re.sub(r"\]\((?!https?:|#|[\w/]+\.(?:md|png)|\.\./)([^)]+)\)", r"](../\1)", inside)
     files.append(File.generated(config, "index.md", content=outside))
     return files
 

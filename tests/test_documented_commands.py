@@ -28,7 +28,7 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.
 PROGRAM = re.compile(
     r"(python (train|eval)\.py|python -m lmsys_unsloth|lmsys-unsloth|torchrun|accelerate launch|make )"
 )
-STAND_INS = {"model=X": "model=smollm2", "model=NAME": "model=smollm2"}
+STAND_INS = {"model=X": "model=smollm2", "model=NAME": "model=smollm2", "experiment=NAME": "experiment=best"}
 """Words of the documents that stand for any name."""
 FAMILIAR = ("--help", "--version", "COMMAND")
 """Words that no rule of a command lists."""
