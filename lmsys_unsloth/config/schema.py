@@ -51,9 +51,8 @@ class ModelConfig(Section):
     load_in_4bit: bool
     """Load the linear layers in 4-bit NormalFloat (QLoRA, arXiv:2305.14314)."""
     resident: Literal["auto", "4bit", "bf16", "fp8"]
-    """How 4-bit weights are kept in memory. ``4bit``: dequantised in every pass. ``bf16``: the same values,
-    dequantised once. ``auto``: ``bf16`` if that takes at most a quarter of the free memory. ``fp8``: weights
-    and activations rounded to 8 bits, if that leaves answers as they are (docs/performance.md)."""
+    """How 4-bit weights are kept. ``4bit``: dequantised in every pass. ``bf16``: dequantised once. ``auto``:
+    ``bf16`` if a quarter of the free memory is enough. ``fp8``: 8-bit products, if answers stay the same."""
     dtype: Literal["auto", "bfloat16", "float32"]
     """Data type of computations; ``auto``: unsloth's choice for the device."""
     max_seq_length: PositiveInt

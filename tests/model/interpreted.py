@@ -54,7 +54,19 @@ def main(architecture: Any, folder: Path, in_4bit: bool) -> None:
         distances[checkpointed] = parity.parity_distances(kernels, FastDecoder(model), batch, gradients=True)
     layer: Any = causal_lm(model).model.layers[0]
     projection = layer.self_attn.q_proj.base_layer.weight
-    print(json.dumps({"calls": calls, "distances": distances, "weights": str(projection.dtype)}))
+    found = {"calls": calls, "distances": distances, "weights": str(projection.dtype)}
+    print(json.dumps(found | {"fp8": rounded_to_fp8()}))
+
+
+def rounded_to_fp8() -> dict[str, float]:
+    """How far the kernel's results are from plain PyTorch's, in units of the latter."""
+    from lmsys_unsloth.model.layers import fp8, fp8_kernel
+
+    x = (torch.randn(5, 200) * torch.tensor([1e-4, 1.0, 0.0, 10.0, 1.0])[:, None]).half()
+    values, scales = fp8_kernel.quantize_rows(x.T.contiguous().T, fp8.E4M3, fp8.LARGEST, fp8.SMALLEST_SCALE)
+    expected = fp8.quantize_rows(x)
+    apart = (values.float() - expected.values.float()).abs() / expected.values.float().abs().clamp(min=0.01)
+    return {"scales": float((scales / expected.scales - 1).abs().max()), "values": float(apart.max())}
 
 
 def counted(kernels: Any, calls: dict[str, int]) -> Any:

@@ -40,6 +40,9 @@ def test_unsloths_kernels_give_what_plain_pytorch_gives(
     assert (calls.pop("dequantize") > 0) == (weights == "4bit")
     assert set(calls.values()) == {0}, "kernels of the other activation"
     assert found["weights"] == ("torch.uint8" if weights == "4bit" else "torch.float16")
+    assert found["fp8"]["scales"] < 2 * torch.finfo(torch.float32).eps
+    # The interpreter rounds up to a power of two as to half of it; tests/gpu compares every value.
+    assert found["fp8"]["values"] <= 0.5
     # Hidden states and gradients in float16 with sums in float32: what is stored is rounded, layer by layer.
     rounding = tolerance(torch.float16, terms=1, products=1)
     for checkpointed, distances in found["distances"].items():

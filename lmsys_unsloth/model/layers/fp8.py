@@ -57,7 +57,7 @@ def quantize_rows(x: Tensor) -> Scaled:
     if x.is_cuda:
         from lmsys_unsloth.model.layers import fp8_kernel
 
-        return Scaled(*fp8_kernel.quantize_rows(x))
+        return Scaled(*fp8_kernel.quantize_rows(x, E4M3, LARGEST, SMALLEST_SCALE))
     wide = x.float()
     scales = (wide.abs().amax(dim=1, keepdim=True) / LARGEST).clamp_(min=SMALLEST_SCALE)
     return Scaled((wide / scales).clamp_(-LARGEST, LARGEST).to(E4M3), scales)
