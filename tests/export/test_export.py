@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import importlib.util
 import json
 import shutil
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,52 +183,6 @@ def test_mistakes_are_explained(
     monkeypatch.chdir(folder)
     assert main(["run=fold0", "out=new", *words]) == 2
     assert message in capsys.readouterr().err and not (folder / "new").exists()
-
-
-class _Hub(http.server.BaseHTTPRequestHandler):
-    """Answers like the hub to what an upload asks first, and keeps the paths."""
-
-    asked: ClassVar[list[str]] = []
-
-    def do_POST(self) -> None:
-        self.asked.append(self.path)
-        self.rfile.read(int(self.headers["Content-Length"]))
-        body = b'{"error": "Invalid credentials in Authorization header"}'
-        self.send_response(401)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Hub]]:
-    from huggingface_hub import HfApi
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    made = HfApi.__init__
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(HfApi, "__init__", lambda self, **k: made(self, endpoint=address, **k))
-    yield _Hub
-    server.shutdown()
-
-
-def test_a_refused_upload_leaves_the_folder_and_says_how_to_go_on(
-    folder: Path, tmp_path: Path, hub: type[_Hub], capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [
-        f"run={folder / 'fold0'}",
-        "format=adapter",
-        f"out={tmp_path / 'out'}",
-        "rows=0",
-        "push=me/judge",
-    ]
-    assert main(words) == 2
-    assert hub.asked == ["/api/repos/create"]
-    assert "hf auth login" in capsys.readouterr().err and (tmp_path / "out" / "README.md").is_file()
 
 
 @needs_llama

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import importlib.util
 import json
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loopback import serving
 from trained_runs import member
 
 from lmsys_unsloth import Predictor
@@ -44,62 +44,43 @@ def gguf(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Server(http.server.ThreadingHTTPServer):
+class Server:
     """A server with OpenAI's completions interface around a model, which can be told to misbehave."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM
 
-        super().__init__(("127.0.0.1", 0), Handler)
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.url = ""
         self.requests: list[dict[str, Any]] = []
         self.failures = 0
         self.change: Callable[[dict[str, float]], Any] = lambda tokens: {"top_logprobs": [tokens]}
         self.lock = threading.Lock()
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self._answer(200, {"data": [{"id": "judge"}]})
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.requests.append(body)
-            if self.server.failures:
-                self.server.failures -= 1
-                return self._answer(503, {"error": "busy"})
+    def answer(self, method: str, path: str, content: bytes) -> tuple[int, Any]:
+        if method == "GET":
+            return 200, {"data": [{"id": "judge"}]}
+        body = json.loads(content)
+        with self.lock:
+            self.requests.append(body)
+            if self.failures:
+                self.failures -= 1
+                return 503, {"error": "busy"}
             with torch.no_grad():
-                logits = self.server.model(input_ids=torch.tensor([body["prompt"]])).logits[0, -1]
+                logits = self.model(input_ids=torch.tensor([body["prompt"]])).logits[0, -1]
         found = logits.log_softmax(-1)
         # A random model does not put the answers on top, as a trained one does.
         top = [49, 50, 36521, 330, 389, 47832, *found.topk(body["logprobs"]).indices.tolist()]
         tokens = {f"token_id:{i}": float(found[i]) for i in list(dict.fromkeys(top))[: body["logprobs"]]}
-        self._answer(200, {"choices": [{"logprobs": self.server.change(tokens)}]})
-
-    def _answer(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+        return 200, {"choices": [{"logprobs": self.change(tokens)}]}
 
 
 @pytest.fixture
 def server(merged: Path) -> Iterator[Server]:
-    started = Server(merged)
-    threading.Thread(target=started.serve_forever, daemon=True).start()
-    yield started
-    started.shutdown()
+    made = Server(merged)
+    with serving(made.answer) as address:
+        made.url = f"{address}/v1"
+        yield made
 
 
 def probabilities(folder: Path, *changes: str) -> np.ndarray:
