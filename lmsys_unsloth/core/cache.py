@@ -16,11 +16,12 @@ pages are read when they are needed and given back when memory is short.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,6 +96,29 @@ def save_batches(key: Mapping[str, Any], schema: pa.Schema, batches: Iterable[pa
         _prune(path.parent)
     except OSError:
         return
+
+
+@contextlib.contextmanager
+def making(key: Mapping[str, Any]) -> Iterator[None]:
+    """Let one process after the other into the block, so that jobs which start together make a table once.
+
+    Within it, :func:`load` finds what an earlier process has saved. Where the folder can't be written,
+    nothing is saved, and no process waits.
+    """
+    from filelock import FileLock
+
+    path = _path(_canonical(key))
+    lock = FileLock(path.with_name(f"{path.name[:2]}.lock"))  # few names, as locks are never deleted
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def remember(key: Mapping[str, Any], make: Callable[[], pa.Table], keep: bool = True) -> pa.Table:

@@ -8,9 +8,9 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -48,7 +48,15 @@ def read_source_cached(path: str, *, layout: Layout | Literal["auto"], split: st
             cells, comparison, readers, schemas, sources, stored_rows, sys.modules[__name__]
         ),
     }
-    facts = cache.load(key | {"part": "facts"})
+    with cache.making(key):
+        return _load_or_read(key, path, file, state, layout=layout, split=split, soft_labels=soft_labels)
+
+
+def _load_or_read(
+    key: Mapping[str, Any], path: str, file: Path, state: tuple[int, int, int], *,
+    layout: Layout | Literal["auto"], split: str, soft_labels: bool,
+) -> Rows:  # fmt: skip
+    facts = cache.load({**key, "part": "facts"})
     table = None if facts is None else cache.load(key)
     if facts is not None and table is not None:
         found = json.loads(facts["facts"][0].as_py())
@@ -60,7 +68,7 @@ def read_source_cached(path: str, *, layout: Layout | Literal["auto"], split: st
         return sources.read_source(path, layout=layout, split=split, soft_labels=soft_labels)
     if not source.bad and _state(file) == state:  # else the hash may belong to an older content
         described = json.dumps({"layout": source.layout, "notes": source.notes})
-        cache.save(key | {"part": "facts"}, pa.table({"facts": [described]}))
+        cache.save({**key, "part": "facts"}, pa.table({"facts": [described]}))
     return dataclasses.replace(source, rows=_rows(table))
 
 

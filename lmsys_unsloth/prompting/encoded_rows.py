@@ -89,10 +89,11 @@ def encode_cached(
         "special": encoder.vocabulary.special_tokens,
         "code": _code_fingerprint(),
     }
-    stored = cache.load(key)
-    if stored is None:
-        cache.save_batches(key, _SCHEMA, _batches(encoder, rows, progress))
+    with cache.making(key):
         stored = cache.load(key)
+        if stored is None:
+            cache.save_batches(key, _SCHEMA, _batches(encoder, rows, progress))
+            stored = cache.load(key)
     return encoder.encode(rows, progress) if stored is None else EncodedRows(rows, stored)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,19 @@ def test_cached_rows_equal_fresh_ones(cache_folder: Path, encodings: list[int]) 
         assert same(one, other) and one.input_ids.dtype == other.input_ids.dtype
         for name in ("comparison", "n_turns_kept", "n_characters", "n_cut"):
             assert getattr(one, name) == getattr(other, name)
+
+
+def test_jobs_that_start_together_encode_once(cache_folder: Path, encodings: list[int]) -> None:
+    made = encoder("small-llama3", "v5", BUDGET)
+    together = threading.Barrier(4)
+
+    def job(_: int) -> int:
+        together.wait()
+        return len(encode_cached(made, [ROW, LONG]))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(job, range(4))) == [2] * 4
+    assert encodings == [2]
 
 
 def test_no_rows_are_cached_as_no_rows(cache_folder: Path) -> None:
