@@ -26,6 +26,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model import attention, memory
 from lmsys_unsloth.model.families.known import family_of
 from lmsys_unsloth.model.families.model_folder import model_settings, stored_tensors
+from lmsys_unsloth.model.layers import fp8
 from lmsys_unsloth.prompting.encoding import RowEncoder
 from lmsys_unsloth.train.steps import PLANNED_TOKENS
 
@@ -62,6 +63,7 @@ def run_checks(config: Config, encoder: RowEncoder, folder: Path, *, training: b
         _dtype(config.model, model),
         _attention(config, model),
         _memory(config, model),
+        *([_fp8(config)] if config.model.resident == "fp8" else []),
         *([_processes(config, ranks.current().size)] if training and ranks.current().size > 1 else []),
         _versions(),
     ]
@@ -164,6 +166,22 @@ def _dtype(config: ModelConfig, model: Mapping[str, Any]) -> Check:
     value = "float32" if config.dtype == "float32" else "float16 (this GPU has no bfloat16)"
     remedy = f"models of type {model['model_type']} overflow in float16; set model.dtype=float32"
     return require(works, "dtype", value, remedy)
+
+
+def _fp8(config: Config) -> Check:
+    """Whether products in fp8 would be fast, or computed at all."""
+    if not torch.cuda.is_available():
+        return Check("fp8", "emulated on the CPU", "warning", "this is slow; use model.resident=auto")
+    if not config.train.fast:
+        return Check(
+            "fp8", "not used", "warning", "only the fast decoder uses it; leave out train.fast=false"
+        )
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    needed = ".".join(map(str, fp8.CAPABILITY))
+    return require(
+        fp8.is_supported(), "fp8", f"{torch.cuda.get_device_name()}, compute capability {capability}",
+        f"needs {needed} or more (Ada, Hopper, Blackwell); use model.resident=auto",
+    )  # fmt: skip
 
 
 def _attention(config: Config, model: Mapping[str, Any]) -> Check:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.model.answer_head import answer_head, outcome_probabilities
 from lmsys_unsloth.model.batch import by_length, collate, target
 from lmsys_unsloth.model.decoder import FastDecoder
@@ -27,16 +26,6 @@ from the weights themselves are the true ones."""
 TOKENS_PER_BATCH = 8192
 
 
-def require_supported() -> None:
-    """Raise :class:`UserError` if the GPU has no tensor cores for 8-bit floating point."""
-    if not fp8.is_supported():
-        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-        raise UserError(
-            "model.resident=fp8 needs a GPU of compute capability {}.{} or more (Ada, Hopper, Blackwell); "
-            "{} has {}.{}.\n  Use model.resident=auto.".format(*fp8.CAPABILITY, name, *capability)
-        )
-
-
 def use_fp8(decoder: FastDecoder, rows: Sequence[EncodedRow]) -> float | None:
     """Compute the frozen products of all layers in fp8 from now on, unless that changes answers too much.
 
@@ -52,10 +41,8 @@ def use_fp8(decoder: FastDecoder, rows: Sequence[EncodedRow]) -> float | None:
         The divergence, in nats; None if there are no rows.
 
     Raises:
-        UserError: the GPU has no fp8.
         ValueError: the sizes of the weights do not suit fp8.
     """
-    require_supported()
     compared = [rows[int(i)] for i in torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).round()]
     before = _probabilities(decoder, compared) if compared else None
     trained = any(parameter.requires_grad for parameter in decoder.model.parameters())

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from factories import config
 from safetensors.numpy import save_file
 
@@ -215,6 +216,24 @@ def test_too_little_memory_is_a_warning(tmp_path: Path) -> None:
     huge = GEMMA2 | {"num_hidden_layers": 4000, "hidden_size": 16384, "intermediate_size": 65536}
     table = results(tmp_path, huge, weights(GEMMA2), "model=gemma2")
     assert table["memory"].verdict == "warning" and "train.tokens_per_micro_batch" in table["memory"].remedy
+
+
+@pytest.mark.parametrize(
+    ("capability", "words", "verdict"),
+    [
+        (None, [], "warning"), ((8, 0), [], "error"), ((8, 9), [], "ok"), ((9, 0), [], "ok"),
+        ((9, 0), ["train.fast=false"], "warning"),
+    ],
+)  # fmt: skip
+def test_fp8_needs_a_gpu_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, words: list[str], verdict: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    check = preflight._fp8(config("model.resident=fp8", *words))
+    assert check.verdict == verdict
+    assert (verdict != "error") or "needs 8.9 or more" in check.remedy
 
 
 INSTALLED = {"torch": "2.13.0+cpu", "transformers": "5.17.0"}
