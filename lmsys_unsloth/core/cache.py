@@ -112,7 +112,7 @@ def making(key: Mapping[str, Any]) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError:
+    except (OSError, NotImplementedError):  # the latter where a network disk has no locks
         yield
         return
     try:

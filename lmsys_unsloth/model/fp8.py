@@ -30,27 +30,30 @@ def use_fp8(decoder: FastDecoder, rows: Sequence[EncodedRow]) -> float | None:
     """Compute the frozen products of all layers in fp8 from now on, unless that changes answers too much.
 
     The probabilities of up to :data:`ROWS` of the rows are computed before and after. fp8 is given up, with a
-    warning, if their mean Kullback–Leibler divergence exceeds :data:`LARGEST_DIVERGENCE`. The model's own
-    forward pass never uses fp8.
+    warning, if their mean Kullback–Leibler divergence exceeds :data:`LARGEST_DIVERGENCE`, or if it fails. The
+    model's own forward pass never uses fp8.
 
     Args:
         decoder: of a model with its answer head.
         rows: encoded rows; labels are not used.
 
     Returns:
-        The divergence, in nats; None if there are no rows.
-
-    Raises:
-        ValueError: the sizes of the weights do not suit fp8.
+        The divergence, in nats; None if there are no rows, or if fp8 failed.
     """
     compared = [rows[int(i)] for i in torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).round()]
-    before = _probabilities(decoder, compared) if compared else None
-    trained = any(parameter.requires_grad for parameter in decoder.model.parameters())
-    for index, layer in enumerate(decoder.layers):
-        fp8.attach([layer], backward=trained and index >= decoder.first_trained)
-    if before is None:
+    before = _probabilities(decoder, compared)
+    try:
+        trained = any(parameter.requires_grad for parameter in decoder.model.parameters())
+        for index, layer in enumerate(decoder.layers):
+            fp8.attach([layer], backward=trained and index >= decoder.first_trained)
+        after = _probabilities(decoder, compared)
+    except Exception as error:  # a GPU or a version of PyTorch without the product, sizes that do not suit it
+        fp8.detach(decoder.layers)
+        log.warning("model.resident=fp8 is not used, as it failed (%s: %s)", type(error).__name__, error)
         return None
-    divergence = mean_divergence(before, _probabilities(decoder, compared))
+    if not compared:
+        return None
+    divergence = mean_divergence(before, after)
     text = f"divergence {divergence:.5f} on {len(compared)} rows, accepted up to {LARGEST_DIVERGENCE}"
     if divergence <= LARGEST_DIVERGENCE:
         log.info("frozen products in fp8: %s", text)
@@ -77,4 +80,4 @@ def _probabilities(decoder: FastDecoder, rows: Sequence[EncodedRow]) -> Tensor:
         batch = collate(ids, [target(None, None)] * len(ids)).to(device)
         found.append(outcome_probabilities(head.logits(decoder, batch)).float().cpu())
     model.train(was_training)
-    return torch.cat(found)
+    return torch.cat([torch.empty(0, 3), *found])

@@ -127,6 +127,20 @@ def test_it_is_given_up_where_answers_change(
     assert ("is not used, as it changes answers too much" in caplog.text) != accepted
 
 
+def test_it_is_given_up_where_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = adapted(save_tiny_llama(tmp_path))
+
+    def broken(*_: Any) -> Tensor:
+        raise RuntimeError("no kernel for this GPU")
+
+    monkeypatch.setattr(products, "product", broken)
+    assert isinstance(parity.choose_decoder(model, rows(), fast=True, fp8=True), FastDecoder)
+    assert "is not used, as it failed (RuntimeError: no kernel for this GPU)" in caplog.text
+    assert not [module for module in model.modules() if products.weight_of(module) is not None]
+
+
 def test_a_second_choice_compares_with_the_weights_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
