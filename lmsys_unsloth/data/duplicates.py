@@ -137,7 +137,8 @@ def _near_groups(sketches: NDArray[np.uint32], threshold: float) -> NDArray[np.i
     Candidates are the pairs that agree in a whole band of the sketch, as in datasketch's MinHashLSH; here the
     bands are sorted one after the other, which takes 40 bytes a text where its dictionaries take kilobytes.
     Texts made from one template agree in bands without being similar, so that the pairs of a crowded bucket
-    are too many. Its members are compared where they agree in a finer band too.
+    are too many. Its members are compared where they agree in a finer band too; where that bucket is crowded
+    again, with as many others as :data:`NEIGHBOURS` in each finer band.
     """
     from datasketch import MinHashLSH
 
