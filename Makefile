@@ -10,8 +10,7 @@ PACKAGES ?= $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda || echo
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(PACKAGES)
-# Compiling every module of every package takes a minute and a half; Python compiles those that are imported.
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # One thread for each of two workers: faster on two cores than one process with two threads.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := --numprocesses 2 --dist worksteal
@@ -63,9 +62,9 @@ $(READY): $(wildcard requirements/*.txt)
 	@echo "building $(VENV) for $(PACKAGES): a few minutes, once"
 	rm -rf $(VENV)
 	$$(requirements/find_python) -m venv $(VENV)
-	$(INSTALL) --requirement requirements/$(PACKAGES).txt --constraint requirements/constraints.txt
-	$(INSTALL) $(foreach name,base sweeps serve loggers docs dev,--requirement requirements/$(name).txt) \
+	$(PIP) install --requirement requirements/$(PACKAGES).txt --constraint requirements/constraints.txt
+	$(PIP) install $(foreach name,base sweeps serve loggers docs dev,--requirement requirements/$(name).txt) \
 		--constraint requirements/constraints.txt
-	$(INSTALL) --requirement requirements/no-deps.txt --no-deps
-	$(INSTALL) --no-deps --editable .
+	$(PIP) install --requirement requirements/no-deps.txt --no-deps
+	$(PIP) install --no-deps --editable .
 	touch $@
