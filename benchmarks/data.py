@@ -71,11 +71,11 @@ def measure(arena: Path, tokenizer_folder: str) -> None:
         print(f"{name}: {seconds[name]:.1f} s, peak {peaks[name]:.2f} GB", file=sys.stderr)
 
     with timed("import"):
-        from hydra import compose, initialize_config_dir
         from omegaconf import OmegaConf
         from transformers import AutoTokenizer
 
         from lmsys_unsloth.config.prompt_schema import PromptConfig
+        from lmsys_unsloth.config.resources import composing
         from lmsys_unsloth.config.run_directory import Run
         from lmsys_unsloth.config.schema import DataConfig
         from lmsys_unsloth.data import dataset
@@ -83,8 +83,8 @@ def measure(arena: Path, tokenizer_folder: str) -> None:
         from lmsys_unsloth.model.batch import by_length, collate
         from lmsys_unsloth.prompting.encoded_rows import encode_cached, token_counts
         from lmsys_unsloth.prompting.encoding import RowEncoder
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed: Any = OmegaConf.to_container(compose("train", ["data=lmsys", "prompt=v2"]), resolve=True)
+    with composing() as compose:
+        composed: Any = OmegaConf.to_container(compose(["data=lmsys", "prompt=v2"]), resolve=True)
     config = DataConfig.model_validate(composed["data"] | {"path": str(arena)})
     with timed("load the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)

@@ -44,11 +44,12 @@ def fields(name: str) -> tuple[str, dict[str, tuple[str, str]]]:
 
 def configuration() -> str:
     """The page with every key: type, default, meaning."""
-    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed: Any = OmegaConf.to_container(compose("train", ["search=default"]), resolve=True)
+    from lmsys_unsloth.config.resources import composing
+
+    with composing() as compose:
+        composed: Any = OmegaConf.to_container(compose(["search=default"]), resolve=True)
     lines = [
         "# Configuration",
         "",
