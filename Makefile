@@ -63,7 +63,7 @@ $(READY): $(wildcard requirements/*.txt)
 	rm -rf $(VENV)
 	$$(requirements/find_python) -m venv $(VENV)
 	$(PIP) install --requirement requirements/$(PACKAGES).txt --constraint requirements/constraints.txt
-	$(PIP) install $(foreach name,base sweeps serve loggers docs dev,--requirement requirements/$(name).txt) \
+	$(PIP) install $(foreach name,base sweeps serve gptq loggers docs dev,--requirement requirements/$(name).txt) \
 		--constraint requirements/constraints.txt
 	$(PIP) install --requirement requirements/no-deps.txt --no-deps
 	$(PIP) install --no-deps --editable .

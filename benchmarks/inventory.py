@@ -32,10 +32,14 @@ USES = {
     "cpu.txt": "without a GPU",
     "cuda.txt": "with a GPU",
     "sweeps.txt": "sweeps",
+    "serve.txt": "server",
+    "gptq.txt": "export",
+    "loggers.txt": "logging",
+    "docs.txt": "documentation",
     "dev.txt": "tests and style",
     "constraints.txt": "indirect",
 }
-"""What the packages of each file are for, in the order of the document."""
+"""What the packages of each file are for, in the order of the document. vllm.txt is another environment."""
 
 BY_HAND = {
     "cut_cross_entropy": "Apple sample code licence",

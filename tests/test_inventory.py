@@ -12,6 +12,11 @@ def test_every_licence_is_known_and_suits_the_project() -> None:
     assert inventory.problems(inventory.packages()) == []
 
 
+def test_the_packages_of_every_file_are_listed() -> None:
+    files = {file.name for file in inventory.FOLDER.glob("*.txt")}
+    assert files - {"vllm.txt"} == set(inventory.USES)
+
+
 def test_the_document_lists_the_pinned_versions() -> None:
     """If this fails: ``python benchmarks/inventory.py licences``."""
     assert inventory.document(inventory.packages()) == inventory.DOCUMENT.read_text(encoding="utf-8")

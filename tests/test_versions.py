@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("dev", "docs", "loggers", "serve", "sweeps")
+EXTRAS = ("dev", "docs", "gptq", "loggers", "serve", "sweeps")
 FILES = ("base.txt", "constraints.txt", "no-deps.txt", *(f"{name}.txt" for name in EXTRAS))
 
 

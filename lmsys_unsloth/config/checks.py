@@ -91,8 +91,9 @@ def _engine_problems(engine: EngineConfig | None) -> list[str]:
         return [f"engine.url = {engine.url!r}: engine=openai needs engine.url=http://HOST:PORT/v1"]
     if kind == "llama_cpp" and not (path and Path(path).is_file()):
         return [f"engine.path = {path!r}: engine=llama_cpp needs engine.path=FILE.gguf, a file that exists"]
-    if kind == "classifier" and not (path and Path(path, "config.json").is_file()):
-        return [f"engine.path = {path!r}: engine=classifier needs engine.path=DIR, a folder with config.json"]
+    needs_folder = kind == "classifier" or (kind == "vllm" and path is not None)
+    if needs_folder and not (path and Path(path, "config.json").is_file()):
+        return [f"engine.path = {path!r}: engine={kind} needs engine.path=DIR, a folder with config.json"]
     return []
 
 

@@ -3,7 +3,7 @@
     python -m lmsys_unsloth.export run=RUN format=merged16 out=DIR
 
 Arguments are ``name=value`` in any order: ``run`` (required; a run directory, or that of a cross-validation
-whose adapters are averaged), ``format`` (required: adapter, merged16, classifier, gguf, fp8), ``out``
+whose adapters are averaged), ``format`` (required: adapter, merged16, classifier, gguf, fp8, gptq8), ``out``
 (required; a new folder), ``base`` (trained; or 16bit: merge into the weights that a 4-bit base was made
 from), ``type`` (bf16; of GGUF files also f16, f32, q8_0), ``rows`` (100; number of validation rows on which
 probabilities before and after are compared, 0: none), ``force`` (false; true: write even if log loss changes
@@ -19,7 +19,7 @@ from pathlib import Path
 from lmsys_unsloth.cli.words import parse_words
 from lmsys_unsloth.core.errors import prints_errors
 
-KINDS = "adapter|merged16|classifier|gguf|fp8"
+KINDS = "adapter|merged16|classifier|gguf|fp8|gptq8"
 RULES = {
     "run": ("", ".+", "must name a directory that train.py or eval.py made"),
     "format": ("", KINDS, f"must be one of {KINDS.replace('|', ', ')}"),

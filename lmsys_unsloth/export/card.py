@@ -30,7 +30,10 @@ RUNNING = {
     "gguf": "`model.gguf` for llama.cpp. The prediction is the softmax over the answer tokens at the last "
     "position.",
     "fp8": "Linear layers in 8-bit floating point (compressed-tensors), for vLLM on GPUs that compute it.",
+    "gptq8": "Linear layers in 8-bit integers, rounded by GPTQ (compressed-tensors), for vLLM.",
 }
+RELATIONS = {"adapter": "adapter", "gguf": "quantized", "fp8": "quantized", "gptq8": "quantized"}
+"""What the hub calls a model that is derived from a base model; others are ``finetune``."""
 
 
 def write(folder: Path, runs: Sequence[Run], config: Config, exported: Exported) -> None:
@@ -72,9 +75,7 @@ def _metadata(config: Config, format: str, scored: Sequence[Mapping[str, Any]]) 
     values: dict[str, Any] = {
         "library_name": {"adapter": "peft", "gguf": "gguf"}.get(format, "transformers"),
         "base_model": base,
-        "base_model_relation": {"adapter": "adapter", "gguf": "quantized", "fp8": "quantized"}.get(
-            format, "finetune"
-        ),
+        "base_model_relation": RELATIONS.get(format, "finetune"),
         "pipeline_tag": "text-classification" if format == "classifier" else "text-generation",
         "tags": ["preference", "reward-model", "lmsys_unsloth", *(["lora"] if format == "adapter" else [])],
     }

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -23,10 +23,9 @@ from lmsys_unsloth.core.files import replacing_folder, write_json
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.evaluate import adjustment, differences
 from lmsys_unsloth.evaluate.differences import Agreement
-from lmsys_unsloth.export import card
-from lmsys_unsloth.export.checking import validation_rows
+from lmsys_unsloth.export import card, gptq
+from lmsys_unsloth.export.checking import calibration_rows, validation_rows
 from lmsys_unsloth.export.exported import Exported
-from lmsys_unsloth.export.float8 import dequantise
 from lmsys_unsloth.export.formats import (
     FORMATS,
     copy_adapter,
@@ -81,6 +80,8 @@ def export(
             f"rows={rows}: predictions of a GGUF file are computed by llama-cpp-python, which is not "
             "installed.\n  Install it (pip install llama-cpp-python), or leave the comparison out: rows=0"
         )
+    if format == "gptq8":
+        gptq.require_installed()
     compared = validation_rows(runs[0], config, rows) if rows else []
     with replacing_folder(out) as work, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         adapter = cast(Path, opened.members[0].adapter)
@@ -137,11 +138,15 @@ def _write(
         encoder.tokenizer.save_pretrained(work)
         model = load_merged(config, encoder, adapter, base)
         dtype = type if format == "gguf" else dtype_name(model)
-        FORMATS[format].write(model, work, type)
+        written = FORMATS[format]
+        written.write(model, work, type)
         settings["head"]["kind"] = exported_head(config) if format != "classifier" else config.head.kind
         settings["lora"] |= {"kind": "lora"}
         del model
         free_memory()
+        if written.quantise is not None:
+            chosen = calibration_rows(runs[0], config, gptq.CALIBRATION_ROWS)
+            written.quantise(work, [row.input_ids.tolist() for row in encoder.encode(chosen)])
     return Exported(
         format, [run.path.name for run in runs], base, dtype, settings, _calibration(runs, config), None
     )
@@ -182,18 +187,21 @@ def _reference(
 
 
 def _predictions(folder: Path, format: str, scratch: Path, rows: Sequence[Comparison]) -> NDArray[np.float32]:
-    """Probabilities of an exported model; of ``fp8``, with its weights as plain numbers."""
+    """Probabilities of an exported model; of a quantised one, with its weights as plain numbers."""
     if not rows:
         return np.empty((0, 3), dtype=np.float32)
-    if format == "fp8":
-        folder = _dequantised(folder, scratch / "dequantised")
+    dequantise = FORMATS[format].dequantise if format in FORMATS else None
+    if dequantise is not None:
+        folder = _dequantised(folder, scratch / "dequantised", dequantise)
     found = Predictor.load(folder, *RAW).predict_comparisons(rows)
     free_memory()
     return found
 
 
-def _dequantised(folder: Path, target: Path) -> Path:
-    """A copy of an ``fp8`` export as ``merged16``."""
+def _dequantised(
+    folder: Path, target: Path, dequantise: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+) -> Path:
+    """A copy of a quantised export as ``merged16``."""
     target.mkdir()
     for file in sorted(folder.iterdir()):
         if file.suffix != ".safetensors" or file.name == "head.safetensors":

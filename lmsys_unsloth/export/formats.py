@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from lmsys_unsloth.config.checks import TRAINED_HEADS
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.export import gguf_writer
-from lmsys_unsloth.export.float8 import quantise
+from lmsys_unsloth.export import float8, gguf_writer, gptq
 from lmsys_unsloth.export.merging import (
     answer_rows,
     plain_config,
@@ -43,6 +42,11 @@ class Format:
     """Kinds of heads that it can hold."""
     one_token: bool = False
     """Whether each answer must be one token."""
+    quantise: Callable[[Path, Sequence[Sequence[int]]], None] | None = None
+    """Quantises the written checkpoint, once the model is out of memory, with the token ids of calibration
+    rows."""
+    dequantise: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    """Plain weights of a checkpoint that transformers does not compute."""
 
 
 def require_possible(format: Format, config: Config, answers: AnswerIds) -> None:
@@ -73,7 +77,7 @@ def _merged(model: nn.Module, folder: Path, _: str) -> None:
 
 def _float8(model: nn.Module, folder: Path, _: str) -> None:
     _take_lm_head(model, folder)
-    tensors, settings = quantise(model, _state(model))
+    tensors, settings = float8.quantise(model, _state(model))
     config = plain_config(model)
     config.quantization_config = settings
     config.save_pretrained(folder)
@@ -149,7 +153,8 @@ FORMATS = {
         Format("merged16", _merged, _ALL),
         Format("classifier", _classifier, _ALL, one_token=True),
         Format("gguf", _gguf, ("lm", "lm_trained", "davidson")),
-        Format("fp8", _float8, _ALL),
+        Format("fp8", _float8, _ALL, dequantise=float8.dequantise),
+        Format("gptq8", _merged, _ALL, quantise=gptq.quantise, dequantise=gptq.dequantise),
     )
 }
 """All formats but ``adapter``, which needs no model in memory."""

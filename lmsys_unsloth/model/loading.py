@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -79,15 +80,21 @@ def _download(config: ModelConfig, patterns: list[str]) -> Path:
     ) from cause
 
 
-def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(config: ModelConfig, *, own_weights: bool = True) -> PreTrainedTokenizerBase:
     """Load the model's own tokenizer, unchanged.
 
+    Args:
+        config: the model.
+        own_weights: whether the model's weights are loaded here too, not by another engine.
+
     Raises:
-        UserError: as :func:`local_folder`, or the model can't be used with any tokenizer.
+        UserError: as :func:`local_folder`, or the model's weights can't be used.
     """
     folder = local_folder(config, weights=False)  # before the slow import, as it may fail
-    import_unsloth()
-    require_supported(model_settings(folder), config.name)
+    if find_spec("unsloth"):  # an environment of engine=vllm lacks it
+        import_unsloth()
+    if own_weights:
+        require_supported(model_settings(folder), config.name)
     from transformers import AutoTokenizer
 
     return cast("PreTrainedTokenizerBase", AutoTokenizer.from_pretrained(folder, trust_remote_code=False))

@@ -26,8 +26,8 @@ def load_scored_model(
     Args:
         config: of the scoring.
         encoder: encodes the rows.
-        adapter: folder of the trained weights; None for an untrained model. Engines other than ``native``
-            and ``transformers`` compute an exported model and do not read it.
+        adapter: folder of the trained weights; None for an untrained model. ``engine=classifier``,
+            ``llama_cpp`` and ``openai`` compute an exported model and do not read it.
         base: the base model, if it is in memory already.
         head: folder of the trained head, if it is not ``adapter``.
 
@@ -35,7 +35,7 @@ def load_scored_model(
         UserError: the weights, or the engine, can't be used.
     """
     if config.engine.kind in OTHER_ENGINES:
-        return EngineModel(open_engine(config, encoder), encoder.answer_ids)
+        return EngineModel(open_engine(config, encoder, adapter), encoder.answer_ids)
     model = loading.load_model(config.model) if base is None else base
     if adapter is not None:
         model = trained_weights.load_adapters(model, adapter)

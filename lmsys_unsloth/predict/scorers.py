@@ -19,6 +19,7 @@ from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.model import loading
 from lmsys_unsloth.model.answer_head import attach_head, outcome_probabilities
 from lmsys_unsloth.model.parity import FallbackDecoder, choose_decoder
+from lmsys_unsloth.predict.engines.engine import OTHER_ENGINES
 from lmsys_unsloth.predict.models import load_scored_model
 from lmsys_unsloth.predict.sources import Trained
 from lmsys_unsloth.prompting.encoding import EncodedRow, RowEncoder
@@ -75,7 +76,9 @@ def load_scorers(members: Sequence[Trained]) -> list[Scorer]:
     """
     found: list[Scorer] = []
     for member in members:
-        encoder = RowEncoder(loading.load_tokenizer(member.config.model), member.config.prompt)
+        own = member.config.engine.kind not in OTHER_ENGINES
+        tokenizer = loading.load_tokenizer(member.config.model, own_weights=own)
+        encoder = RowEncoder(tokenizer, member.config.prompt)
         shared = next((scorer for scorer in found if _can_share(scorer, member)), None)
         if shared is None:
             model = load_scored_model(member.config, encoder, member.adapter, head=member.head)

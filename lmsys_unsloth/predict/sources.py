@@ -82,15 +82,12 @@ def _exported(folder: Path, changes: Sequence[str]) -> Source:
         settings, kind = facts["settings"], facts["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / EXPORT}: can't be read ({error}); export the run again.") from None
-    if kind == "fp8":
-        raise UserError(
-            f"{folder}: 8-bit weights are computed by vLLM; serve the folder, and use engine=openai "
-            "engine.url=…"
-        )
     if kind != "adapter":
         settings["model"] |= {"path": str(folder), "package": None, "repo": None, "load_in_4bit": False}
     if kind == "classifier":
         settings["engine"] |= {"kind": "classifier", "path": str(folder)}
+    elif kind in ("fp8", "gptq8"):  # which this project does not compute
+        settings["engine"] |= {"kind": "vllm", "path": str(folder)}
     elif kind == "gguf":
         settings["engine"] |= {"kind": "llama_cpp", "path": str(folder / GGUF)}
     config = _settings(settings, folder / EXPORT, changes)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from tiny import save_random_model, save_tiny_llama
 from trained_runs import FOLDS, member, settings, train
 
@@ -21,6 +24,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.evaluate import differences
 from lmsys_unsloth.evaluate.differences import Agreement
+from lmsys_unsloth.export import gptq
 from lmsys_unsloth.export.__main__ import main
 from lmsys_unsloth.export.checking import validation_rows
 from lmsys_unsloth.export.export import export
@@ -115,13 +119,48 @@ def test_calibration_is_exported_and_no_part_of_the_comparison(folder: Path, tmp
     assert not np.allclose(found, raw, atol=BFLOAT16)
 
 
-def test_eight_bit_weights_are_close_and_said_to_be_for_vllm(folder: Path, tmp_path: Path) -> None:
-    facts = export(folder / "fold0", "fp8", tmp_path / "out", force=True)
+@pytest.mark.parametrize("format", ["fp8", "gptq8"])
+def test_eight_bit_weights_are_close_and_for_vllm(
+    folder: Path, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = export(folder / "fold0", format, tmp_path / "out", force=True)
     assert facts.agreement is not None and 0 < facts.agreement.largest_difference < 0.1
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
-    with pytest.raises(UserError, match="computed by vLLM"):
-        Predictor.load(tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match="engine=vllm needs vLLM"):
+        Predictor.load(tmp_path / "out").predict_comparisons(rows_of(folder))
+
+
+def test_gptq_rounds_no_weight_by_more_than_its_errors_can_move_it(folder: Path, tmp_path: Path) -> None:
+    """Round to nearest moves a weight by half a step; what earlier columns hand on moves it further."""
+    export(folder / "fold0", "merged16", tmp_path / "plain", rows=0)
+    export(folder / "fold0", "gptq8", tmp_path / "out", rows=0)
+    plain, packed = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "out"))
+    found = gptq.dequantise(packed)
+    assert found.keys() == plain.keys()
+    for name, weight in found.items():
+        layer = name.removesuffix(".weight")
+        if f"{layer}{gptq.SCALE}" not in packed:
+            assert torch.equal(weight, plain[name])
+            continue
+        steps = (weight - plain[name]).float().abs() / packed[f"{layer}{gptq.SCALE}"].float()
+        assert 0 < steps.mean() < 1
+        assert packed[f"{layer}{gptq.PACKED}"].dtype == torch.int32
+
+
+def test_a_failure_of_llmcompressor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"llmcompressor failed \(.*\)\.\n  Use format=fp8"):
+        gptq.quantise(tmp_path, [[1, 2]])
+
+
+def test_without_llmcompressor_its_requirements_are_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gptq, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install -r requirements/gptq\.txt"):
+        export(folder / "fold0", "gptq8", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_adapters_of_a_cross_validation_are_averaged(folder: Path, tmp_path: Path) -> None:

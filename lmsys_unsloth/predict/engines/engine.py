@@ -19,8 +19,8 @@ from lmsys_unsloth.model.batch import Batch
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import RowEncoder
 
-OTHER_ENGINES = ("classifier", "llama_cpp", "openai")
-"""Engines that compute an exported model instead of a base model with trained weights."""
+OTHER_ENGINES = ("classifier", "llama_cpp", "openai", "vllm")
+"""Engines that load what they compute themselves; the others are forward passes of a model in memory."""
 
 
 class Engine(Protocol):
@@ -59,8 +59,13 @@ class _EngineHead(nn.Module):
         return self.engine.logits([row.tolist() for row in rows])
 
 
-def open_engine(config: Config, encoder: RowEncoder) -> Engine:
+def open_engine(config: Config, encoder: RowEncoder, adapter: Path | None) -> Engine:
     """Open the engine that ``engine.kind`` names, one of :data:`OTHER_ENGINES`.
+
+    Args:
+        config: of the scoring.
+        encoder: encodes the rows.
+        adapter: folder of the trained weights, which only ``vllm`` reads; None for an untrained model.
 
     Raises:
         UserError: a package is missing, the exported model can't be read or belongs to another tokenizer, a
@@ -78,6 +83,10 @@ def open_engine(config: Config, encoder: RowEncoder) -> Engine:
         from lmsys_unsloth.predict.engines.server import Server
 
         return Server(settings, encoder)
+    if kind == "vllm":
+        from lmsys_unsloth.predict.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(config, encoder, adapter)
     assert settings.path is not None  # config/checks.py
     if kind == "llama_cpp":
         from lmsys_unsloth.predict.engines.gguf_file import GgufFile
