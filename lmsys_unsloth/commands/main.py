@@ -57,7 +57,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
     "Train and score": (
         Command("train", "commands.train", "fine-tune on one fold and score it", "train data.path=train.csv"),
         Command("eval", "commands.eval", "score a run, an untrained model, several runs", "eval run=RUN"),
-        Command("sweep", "sweep", "summarise the jobs of a sweep", "sweep SWEEP"),
+        Command("sweep", "sweep", "summarise a sweep, or compare runs", "sweep SWEEP"),
         Command(
             "pseudo", "pseudo", "label unlabelled rows by a model", "pseudo run=SCORED out=pseudo.csv", False
         ),

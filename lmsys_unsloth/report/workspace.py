@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import wandb
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb_workspaces import expr
 from wandb_workspaces import workspaces as ws
 from wandb_workspaces.reports import v2 as wr
@@ -100,8 +101,9 @@ def main(arguments: Sequence[str]) -> None:
     try:
         entity = options.entity or wandb.Api().default_entity
         saved = build_workspace(entity, options.project).save()
-    except (wandb.Error, OSError, ValueError) as error:
+    except (wandb.Error, WandbApiFailedError, OSError, ValueError) as error:
         sys.exit(
-            f"error: the workspace can't be saved ({error}).\n  Log in with `wandb login`, then try again."
+            f"error: the workspace can't be saved ({str(error).strip()}).\n  Log in with `wandb login` as a "
+            "user who may write to the project, then try again."
         )
     print(saved.url)

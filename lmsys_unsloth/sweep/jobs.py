@@ -55,6 +55,8 @@ class Job:
     script: str = str(script_of("train"))
     cwd: str = "."
     """Working directory of the command."""
+    stored_command: str = ""
+    """Command that a run was started with which is none of the sweep's."""
 
     @property
     def run(self) -> Run:
@@ -72,6 +74,8 @@ class Job:
     @property
     def typed_command(self) -> str:
         """The command as one types it, for reports."""
+        if self.stored_command:
+            return self.stored_command
         return " ".join(["python train.py", *map(shell_word, self.overrides)])
 
     def state(self) -> State:

@@ -33,7 +33,7 @@ def write_report(folder: Path) -> list[Configuration]:
     by_validation = read_objective(folder) == "validation"
     write_text(folder / CSV, to_csv(lines))
     figures = plot_sweep(lines)
-    states = [job.state() for job in jobs]
+    states, started_with = [job.state() for job in jobs], read_arguments(folder)
     html = templates().get_template("sweep.html.j2").render(
         title=str(folder),
         headline=headline(lines),
@@ -44,7 +44,7 @@ def write_report(folder: Path) -> list[Configuration]:
         counts={state: states.count(state) for state in dict.fromkeys(states)},
         failed=[(job.name, str(job.record().get("error"))) for job in jobs if job.state() == "failed"],
         figures={name: (alt, render_svg(figure, name)) for name, (alt, figure) in figures.items()},
-        command=" ".join(["python train.py", *map(shell_word, read_arguments(folder))]),
+        command=" ".join(["python train.py", *map(shell_word, started_with)]) if started_with else "",
     )  # fmt: skip
     write_text(folder / PAGE, html.encode("utf-8", "replace").decode("utf-8"))
     return lines

@@ -54,7 +54,7 @@ class Configuration:
     early_stopping_loss: float | None
     """Mean over folds of the lowest loss on the early-stopping set."""
     minutes: float
-    """Sum over jobs, repeated attempts included."""
+    """Sum over jobs, repeated attempts included; of runs that no sweep started, of their training."""
     peak_memory_gb: float | None
     tokens_per_second: float | None
     """Mean over jobs, of training."""
@@ -161,7 +161,7 @@ def _configuration(
         scored_folds=tuple(sorted(job.fold for job in done)),
         from_best=None if own is None or best is None else _difference(own, best),
         early_stopping_loss=_early_stopping_loss(done),
-        minutes=sum(job.record().get("seconds", 0.0) for job in jobs) / 60,
+        minutes=sum(_seconds(job) for job in jobs) / 60,
         peak_memory_gb=max(
             (m for t in trainings if (m := t.get("peak_memory_gb")) is not None), default=None
         ),
@@ -174,7 +174,9 @@ def _configuration(
 
 
 def command(jobs: Sequence[Job]) -> str:
-    """The command that trains a configuration as the sweep did."""
+    """The command that trains a configuration as the sweep did, or those that trained it."""
+    if jobs[0].stored_command:
+        return "\n".join(dict.fromkeys(job.typed_command for job in jobs))
     words = [word for word in jobs[0].overrides if not word.startswith(("fold=", "data.folds="))]
     if {job.fold for job in jobs} == set(range(jobs[0].folds)) and jobs[0].folds > 1:
         return " ".join(["python train.py", *map(shell_word, words), f"cv={jobs[0].folds}"])
@@ -183,6 +185,11 @@ def command(jobs: Sequence[Job]) -> str:
     words = [word for word in jobs[0].overrides if not word.startswith("fold=")]
     folds = ",".join(str(job.fold) for job in jobs)
     return " ".join(["python train.py -m", *map(shell_word, words), f"fold={folds}"])
+
+
+def _seconds(job: Job) -> float:
+    seconds = job.record().get("seconds")
+    return float(job.run.training_description().get("seconds", 0.0) if seconds is None else seconds)
 
 
 def _difference(own: _Scored, best: _Scored) -> PairedDifference | None:

@@ -169,7 +169,9 @@ def test_a_version_that_ignores_the_answers_is_named(folder: Path, vllm: type[LL
 
 def test_a_model_that_does_not_fit_is_named(folder: Path, vllm: type[LLM]) -> None:
     vllm.failure = ValueError("No available memory for the cache blocks.\nmore")
-    with pytest.raises(UserError, match=r"No available memory for the cache blocks\.\n  Lower engine.memory"):
+    with pytest.raises(
+        UserError, match=r"No available memory for the cache blocks\. more\n  Lower engine.memory"
+    ):
         probabilities(folder, *PLAIN, "engine.kind=vllm")
 
 

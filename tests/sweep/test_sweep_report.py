@@ -141,3 +141,55 @@ def test_figures_show_numbers_by_size_and_need_two_configurations(sweep: Path) -
     assert plot_sweep(lines[:1]) == {}
     axes = plot_sweep(lines)["effect_0"][1].axes[0]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["4", "8", "16"]
+
+
+def run_directory(path: Path, confidence: float, *overrides: str, fold: int = 0) -> Path:
+    """A finished run that no sweep started."""
+    finish(Job(path.name, "", "", fold, 2, (), str(path.parent)), confidence)
+    (path / "job.json").unlink()
+    settings = composed(f"fold={fold}", "data.folds=2", *overrides)
+    write_text(path / "config.yaml", yaml.safe_dump(settings))
+    write_json(path / "env.json", {"command": f"python train.py fold={fold} {' '.join(overrides)}"})
+    write_json(path / "training.json", {"seconds": 60.0})
+    (path / "adapter").mkdir()
+    return path
+
+
+def test_runs_that_no_sweep_started_are_compared(tmp_path: Path) -> None:
+    """Folds of the same settings are one configuration; only settings that differ are listed."""
+    first = [run_directory(tmp_path / f"a{fold}", 0.5, fold=fold) for fold in (0, 1)]
+    second = [run_directory(tmp_path / f"b{fold}", 0.7, "lora.r=4", fold=fold) for fold in (0, 1)]
+    again = run_directory(tmp_path / "again", 0.6, fold=0)
+    out = tmp_path / "out"
+    assert main([*map(str, [*first, *second, again]), "--output", str(out)]) == 0
+    best, repeated, worst = sorted(summarise(out), key=lambda line: line.log_loss or 0)
+    assert [dict(line.values) for line in (best, worst, repeated)] == [
+        {"lora.r": 4}, {"lora.r": 16}, {"lora.r": 16},
+    ]  # fmt: skip
+    assert (best.rows, worst.rows, repeated.rows) == (2 * ROWS, 2 * ROWS, ROWS)
+    assert (best.minutes, best.complete) == (2.0, True)
+    assert best.command == "python train.py fold=0 lora.r=4\npython train.py fold=1 lora.r=4"
+    assert worst.from_best is not None and worst.from_best.difference > 0
+    assert "python train.py fold=0 lora.r=4" in (out / "sweep.html").read_text()
+    assert main([str(out)]) == 0  # again, at any time
+
+
+def test_a_cross_validation_stands_for_its_runs(tmp_path: Path) -> None:
+    folds = [run_directory(tmp_path / f"a{fold}", 0.5, fold=fold) for fold in (0, 1)]
+    other = run_directory(tmp_path / "b", 0.6, "seed=1")
+    merged = tmp_path / "cv"
+    write_text(merged / "config.yaml", (folds[0] / "config.yaml").read_text())
+    write_json(merged / "data.json", {"runs": [str(fold) for fold in folds]})
+    assert main([str(merged), str(other), "--output", str(tmp_path / "out")]) == 0
+    assert {line.scored_folds for line in summarise(tmp_path / "out")} == {(0,), (0, 1)}
+
+
+def test_one_run_and_folders_that_are_none_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_directory(tmp_path / "a", 0.5)
+    assert main([str(run), str(run), "--output", str(tmp_path / "out")]) == 2
+    assert "name at least two" in capsys.readouterr().err
+    assert main([str(run), str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
+    assert "no such run directory" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -125,7 +125,7 @@ def _load(
         )
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(
-            f"{folder}: vLLM can't load it: {str(error).strip().splitlines()[0]}\n  Lower engine.memory "
+            f"{folder}: vLLM can't load it: {' '.join(str(error).split())[:300]}\n  Lower engine.memory "
             "if other processes use the GPU, or use engine=native."
         ) from error
 

@@ -1,0 +1,87 @@
+"""Runs that no sweep started, listed as the jobs of a sweep directory so that they get the same report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmsys_unsloth.config.defaults import with_defaults
+from lmsys_unsloth.config.parsing import parse_config
+from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.report.flattening import flatten
+from lmsys_unsloth.sweep.jobs import Job, make_job, save_jobs
+
+NOT_LISTED = ("fold", "logger", "debug/name")
+"""Settings, or their sections, that do not tell runs apart."""
+
+
+def list_runs(paths: Sequence[Path], folder: Path) -> None:
+    """Write ``sweep.json`` for finished or unfinished runs, whose report is then that of a sweep.
+
+    Runs that differ in the fold only become one configuration. Configurations are told apart by the settings
+    in which the runs differ, whatever options gave them.
+
+    Args:
+        paths: run directories, or directories of cross-validations, of which all runs are listed.
+        folder: directory to write; its ``sweep.json`` is replaced.
+
+    Raises:
+        UserError: there are fewer than two runs, or one is no run directory; lists all of them.
+    """
+    runs = [run for path in paths for run in _trained(path)]
+    runs = list({run.path.resolve(): run for run in runs}.values())
+    if len(runs) < 2:
+        raise UserError(f"{runs[0].path}: is one run; name at least two to compare.")
+    settings = [_flat(run) for run in runs]
+    keys = [
+        key
+        for key in dict.fromkeys(k for one in settings for k in one)
+        if len({json.dumps(one.get(key)) for one in settings}) > 1
+    ]
+    seen: Counter[tuple[str, int]] = Counter()
+    jobs = []
+    for run, values in zip(runs, settings, strict=True):
+        job = _job(run, folder, {key: values.get(key) for key in keys})
+        repeat = seen[job.configuration, job.fold]  # the same settings and fold twice are two configurations
+        seen[job.configuration, job.fold] += 1
+        jobs.append(
+            job
+            if not repeat
+            else dataclasses.replace(
+                job, id=f"{job.id}-{repeat}", configuration=f"{job.configuration}-{repeat}"
+            )
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sweep.json").unlink(missing_ok=True)
+    save_jobs(folder, jobs, [])
+
+
+def _trained(path: Path) -> list[Run]:
+    """The runs that a directory stands for."""
+    run = Run.open(path)
+    return [run] if run.adapter.is_dir() else [Run.open(each) for each in run.merged_runs()]
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    settings = with_defaults(run.settings())
+    return {
+        key.replace("/", "."): value
+        for section, values in settings.items()
+        for key, value in flatten(section, values).items()
+        if not key.startswith(NOT_LISTED)
+    }
+
+
+def _job(run: Run, folder: Path, values: Mapping[str, Any]) -> Job:
+    config: Any = parse_config(with_defaults(run.settings()))
+    overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    job = make_job(config, overrides, folder)
+    name = os.path.relpath(run.path.resolve(), folder.resolve())
+    stored = json.loads(run.environment.read_text(encoding="utf-8"))["command"]
+    return dataclasses.replace(job, name=name, stored_command=stored)
