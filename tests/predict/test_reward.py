@@ -39,29 +39,49 @@ def test_completions_compete_with_those_of_the_same_prompt() -> None:
     assert reward(["a", "a"], ["same", "size"]) == [0.5, 0.5]
 
 
+GRPO = """
+from trl import GRPOConfig, GRPOTrainer as Trainer
+settings = GRPOConfig(
+    num_generations=4, per_device_train_batch_size=4, max_completion_length=6, **common
+)
+"""
+ONLINE_DPO = """
+import os
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer as Trainer
+settings = OnlineDPOConfig(per_device_train_batch_size=4, max_new_tokens=6, max_length=64, **common)
+"""
+
+
 @pytest.mark.slow
-def test_grpo_trains_a_step_of_a_tiny_policy(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("trainer", "mean"),
+    [(GRPO, "rewards/preference/mean"), (ONLINE_DPO, "objective/scores")],
+    ids=["grpo", "online_dpo"],
+)
+def test_a_trainer_of_trl_trains_a_step_of_a_tiny_policy(
+    folder: Path, tmp_path: Path, trainer: str, mean: str
+) -> None:
     script = f"""
-from trl import GRPOConfig, GRPOTrainer
+common = dict(
+    output_dir={str(tmp_path)!r}, max_steps=1, learning_rate=1e-2, logging_steps=1, report_to=[],
+    use_cpu=True, bf16=False, save_strategy="no",
+)
+{trainer}
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from lmsys_unsloth import Predictor, PreferenceReward
 
 model = AutoModelForCausalLM.from_pretrained({str(folder / "model")!r})
 before = model.model.layers[0].mlp.up_proj.weight.clone()
-trainer = GRPOTrainer(
-    model=model, reward_funcs=PreferenceReward(Predictor.load({str(folder / "fold0")!r})),
-    args=GRPOConfig(
-        output_dir={str(tmp_path)!r}, max_steps=1, per_device_train_batch_size=4, num_generations=4,
-        max_completion_length=6, learning_rate=1e-2, logging_steps=1, report_to=[], use_cpu=True, bf16=False,
-        save_strategy="no",
-    ),
+trainer = Trainer(
+    model=model, reward_funcs=PreferenceReward(Predictor.load({str(folder / "fold0")!r})), args=settings,
     train_dataset=Dataset.from_list([{{"prompt": "Say something."}}] * 4),
-    processing_class=AutoTokenizer.from_pretrained({str(folder / "model")!r}),
+    processing_class=AutoTokenizer.from_pretrained({str(folder / "model")!r}, padding_side="left"),
 )
 trainer.train()
 logged = trainer.state.log_history[0]
-assert abs(logged["rewards/preference/mean"] - 0.5) < 1e-3, logged
+assert abs(logged[{mean!r}] - 0.5) < 1e-3, logged
 assert not before.equal(model.model.layers[0].mlp.up_proj.weight)
 print("trained")
 """
