@@ -13,8 +13,8 @@ from lmsys_unsloth.predict.predictor import Predictor
 class PreferenceReward:
     """Rewards a completion by its expected share of points against the others of the same prompt.
 
-    It is passed to ``GRPOTrainer`` or ``OnlineDPOTrainer`` as one of its ``reward_funcs``. A win is one point,
-    a tie half a point, so the mean reward of a group is 0.5, and what the trainer makes of it is the
+    It is passed to ``GRPOTrainer`` or ``OnlineDPOTrainer`` as one of its ``reward_funcs``. A win is one
+    point, a tie half a point, so the mean reward of a group is 0.5, and what the trainer makes of it is the
     advantage over the policy's other completions.
 
     Args:
