@@ -6,12 +6,14 @@ Files and runs that the commands name need not exist. What the commands do is te
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -50,7 +52,16 @@ def documented() -> list[str]:
     found: dict[str, None] = {}
     for document in (*DOCUMENTS, *sorted((ROOT / "docs").glob("*.md"))):
         found |= dict.fromkeys(commands(document.read_text(encoding="utf-8")))
+    for notebook in sorted((ROOT / "docs" / "tutorials").glob("*.ipynb")):
+        lines = [line for cell in code_cells(notebook) for line in cell["source"]]
+        typed = [re.sub(r"\s+(2>|\|).*", "", line[1:]).strip() for line in lines if line.startswith("!")]
+        found |= dict.fromkeys(filter(PROGRAM.match, typed))
     return list(found)
+
+
+def code_cells(notebook: Path) -> list[dict[str, Any]]:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
 def accept(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,3 +146,15 @@ def test_every_documented_command_is_accepted(
 def test_a_command_that_is_not_accepted_is_found(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises((UserError, AssertionError)):
         accept(next(commands(f"`{command}`")), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((ROOT / "docs" / "tutorials").glob("*.ipynb")), ids=lambda n: n.stem
+)
+def test_notebooks_were_executed_from_top_to_bottom(notebook: Path) -> None:
+    """If this fails: ``python benchmarks/tutorials.py``."""
+    cells = code_cells(notebook)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = json.dumps([cell["outputs"] for cell in cells])
+    assert '"output_type": "error"' not in outputs and "Traceback" not in outputs
+    assert not re.search(r"/(home|root|tmp|work|Users)/", outputs)

@@ -20,6 +20,12 @@ from lmsys_unsloth.sweep.jobs import Job, make_job, save_jobs
 NOT_LISTED = ("fold", "logger", "debug/name")
 """Settings, or their sections, that do not tell runs apart."""
 
+NAMED: dict[str, tuple[str, ...]] = {
+    "prompt": ("body", "answers", "system", "reply", "truncation", "source", "file"),
+    "model": ("repo", "path", "package", "revision", "licence"),
+}
+"""Settings of a section that its ``name`` stands for; the same name with others gets a mark."""
+
 
 def list_runs(paths: Sequence[Path], folder: Path) -> None:
     """Write ``sweep.json`` for finished or unfinished runs, whose report is then that of a sweep.
@@ -39,6 +45,8 @@ def list_runs(paths: Sequence[Path], folder: Path) -> None:
     if len(runs) < 2:
         raise UserError(f"{runs[0].path}: is one run; name at least two to compare.")
     settings = [_flat(run) for run in runs]
+    for section in NAMED:
+        _mark_equal_names(settings, section)
     keys = [
         key
         for key in dict.fromkeys(k for one in settings for k in one)
@@ -69,13 +77,28 @@ def _trained(path: Path) -> list[Run]:
 
 
 def _flat(run: Run) -> dict[str, Any]:
+    """Settings by name; those that :data:`NAMED` lists as one value for each section."""
     settings = with_defaults(run.settings())
+    for section, keys in NAMED.items():
+        settings[section]["named"] = json.dumps([settings[section].pop(key, None) for key in keys])
     return {
         key.replace("/", "."): value
         for section, values in settings.items()
         for key, value in flatten(section, values).items()
         if not key.startswith(NOT_LISTED)
     }
+
+
+def _mark_equal_names(settings: Sequence[dict[str, Any]], section: str) -> None:
+    """Replace what a name stands for by a number behind it, where it stands for several things."""
+    found: dict[str, list[str]] = {}
+    for one in settings:
+        meanings = found.setdefault(one[f"{section}.name"], [])
+        meaning = one.pop(f"{section}.named")
+        if meaning not in meanings:
+            meanings.append(meaning)
+        if number := meanings.index(meaning):
+            one[f"{section}.name"] += f" ({number + 1})"
 
 
 def _job(run: Run, folder: Path, values: Mapping[str, Any]) -> Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 import time
@@ -61,7 +62,7 @@ class Job:
     @property
     def run(self) -> Run:
         """The job's run directory."""
-        return Run(Path(self.sweep) / self.name)
+        return Run(Path(os.path.normpath(Path(self.sweep) / self.name)))
 
     def command(self) -> list[str]:
         """The command that begins the job, or resumes it if it was begun before."""

@@ -174,6 +174,18 @@ def test_runs_that_no_sweep_started_are_compared(tmp_path: Path) -> None:
     assert main([str(out)]) == 0  # again, at any time
 
 
+def test_prompts_and_models_are_listed_by_name(tmp_path: Path) -> None:
+    """A name that stands for two things gets a number."""
+    words = (("prompt=v1",), ("prompt=v2", "prompt.max_tokens=2048"), ("prompt=v1", "prompt.system=Judge."))
+    runs = [run_directory(tmp_path / f"r{n}", 0.5 + n / 10, *each) for n, each in enumerate(words)]
+    assert main([*map(str, runs), "--output", str(tmp_path / "out")]) == 0
+    lines = sorted(summarise(tmp_path / "out"), key=lambda line: line.runs)
+    assert [dict(line.values) for line in lines] == [
+        {"prompt.name": "v1"}, {"prompt.name": "v2"}, {"prompt.name": "v1 (2)"},
+    ]  # fmt: skip
+    assert [line.runs for line in lines] == [(str(run),) for run in runs]
+
+
 def test_a_cross_validation_stands_for_its_runs(tmp_path: Path) -> None:
     folds = [run_directory(tmp_path / f"a{fold}", 0.5, fold=fold) for fold in (0, 1)]
     other = run_directory(tmp_path / "b", 0.6, "seed=1")
