@@ -39,50 +39,40 @@ def test_completions_compete_with_those_of_the_same_prompt() -> None:
     assert reward(["a", "a"], ["same", "size"]) == [0.5, 0.5]
 
 
-GRPO = """
-from trl import GRPOConfig, GRPOTrainer as Trainer
-settings = GRPOConfig(
-    num_generations=4, per_device_train_batch_size=4, max_completion_length=6, **common
-)
-"""
-ONLINE_DPO = """
+@pytest.mark.slow
+def test_trainers_of_trl_train_a_step_of_a_tiny_policy(folder: Path, tmp_path: Path) -> None:
+    script = f"""
 import os
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer as Trainer
-settings = OnlineDPOConfig(per_device_train_batch_size=4, max_new_tokens=6, max_length=64, **common)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("trainer", "mean"),
-    [(GRPO, "rewards/preference/mean"), (ONLINE_DPO, "objective/scores")],
-    ids=["grpo", "online_dpo"],
-)
-def test_a_trainer_of_trl_trains_a_step_of_a_tiny_policy(
-    folder: Path, tmp_path: Path, trainer: str, mean: str
-) -> None:
-    script = f"""
-common = dict(
-    output_dir={str(tmp_path)!r}, max_steps=1, learning_rate=1e-2, logging_steps=1, report_to=[],
-    use_cpu=True, bf16=False, save_strategy="no",
-)
-{trainer}
+from trl import GRPOConfig, GRPOTrainer
+from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from lmsys_unsloth import Predictor, PreferenceReward
 
-model = AutoModelForCausalLM.from_pretrained({str(folder / "model")!r})
-before = model.model.layers[0].mlp.up_proj.weight.clone()
-trainer = Trainer(
-    model=model, reward_funcs=PreferenceReward(Predictor.load({str(folder / "fold0")!r})), args=settings,
-    train_dataset=Dataset.from_list([{{"prompt": "Say something."}}] * 4),
-    processing_class=AutoTokenizer.from_pretrained({str(folder / "model")!r}, padding_side="left"),
+common = dict(
+    output_dir={str(tmp_path)!r}, max_steps=1, learning_rate=1e-2, logging_steps=1, report_to=[],
+    use_cpu=True, bf16=False, save_strategy="no", per_device_train_batch_size=4,
 )
-trainer.train()
-logged = trainer.state.log_history[0]
-assert abs(logged[{mean!r}] - 0.5) < 1e-3, logged
-assert not before.equal(model.model.layers[0].mlp.up_proj.weight)
+reward = PreferenceReward(Predictor.load({str(folder / "fold0")!r}))
+
+def train(kind, settings, mean):
+    model = AutoModelForCausalLM.from_pretrained({str(folder / "model")!r})
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    trainer = kind(
+        model=model, reward_funcs=reward, args=settings,
+        train_dataset=Dataset.from_list([{{"prompt": "Say something."}}] * 4),
+        processing_class=AutoTokenizer.from_pretrained({str(folder / "model")!r}, padding_side="left"),
+    )
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert abs(logged[mean] - 0.5) < 1e-3, logged
+    assert not before.equal(model.model.layers[0].mlp.up_proj.weight)
+
+grpo = GRPOConfig(num_generations=4, max_completion_length=6, **common)
+train(GRPOTrainer, grpo, "rewards/preference/mean")
+online = OnlineDPOConfig(max_new_tokens=6, max_length=64, **common)
+train(OnlineDPOTrainer, online, "objective/scores")
 print("trained")
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
