@@ -127,7 +127,8 @@ def accept_of_command(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_documented_command_is_accepted(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copy(ROOT / "conf" / "prompt" / "v2.yaml", tmp_path / "my_prompt.yaml")
+    for name in ("my_prompt.yaml", "mine.yaml", "wrong.yaml"):
+        shutil.copy(ROOT / "conf" / "prompt" / "v2.yaml", tmp_path / name)
     for name in ("FILE.gguf", "EXPORT/model.gguf", "DIR/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}", encoding="utf-8")
