@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -160,6 +161,20 @@ def test_fitted_weights_prefer_the_better_model_and_are_fitted_on_other_rows(tmp
 def test_weights_need_several_labelled_runs(tmp_path):
     with pytest.raises(UserError, match="same number of runs, two or more; here: 1"):
         merge([make_run(tmp_path / "x", 0)], fit_weights=True)
+    same = [make_run(tmp_path / name, 0) for name in ("one", "two")]
+    for run in same:
+        stored = predictions.read_predictions(run / "predictions.parquet")
+        stored.labels[0] = -1
+        predictions.write_predictions(run / "predictions.parquet", stored)
+    with pytest.raises(UserError, match="some rows have no label; average equally instead"):
+        merge(same, fit_weights=True)
+    for run in same:
+        stored = predictions.read_predictions(run / "predictions.parquet")
+        one_prompt = dataclasses.replace(stored, extra={"group": ["g"] * len(stored)})
+        stored.labels[0] = 0
+        predictions.write_predictions(run / "predictions.parquet", one_prompt)
+    with pytest.raises(UserError, match="all rows have one prompt; average equally instead"):
+        merge(same, fit_weights=True)
     with pytest.raises(UserError, match="nothing to merge"):
         merge([])
 

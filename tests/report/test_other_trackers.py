@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,4 +72,19 @@ def test_a_server_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://x")
     started = tracking.start(config("logger=mlflow"), Run(tmp_path), job_type="train")
     with pytest.raises(UserError, match=r"nonsense://x can't be used"), started:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "package"),
+    [("tensorboard", "torch.utils.tensorboard", "tensorboard"), ("mlflow", "mlflow", "mlflow-skinny")],
+)
+def test_a_missing_package_is_named(
+    kind: str, module: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with (
+        pytest.raises(UserError, match=f"needs the package {package}, which is not installed"),
+        tracking.start(config(f"logger={kind}"), Run(tmp_path), job_type="train"),
+    ):
         pass
