@@ -24,6 +24,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.evaluate import differences
 from lmsys_unsloth.evaluate.differences import Agreement
+from lmsys_unsloth.export import export as export_module
 from lmsys_unsloth.export import gptq
 from lmsys_unsloth.export.__main__ import main
 from lmsys_unsloth.export.checking import validation_rows
@@ -157,6 +158,14 @@ def test_a_failure_of_llmcompressor_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(UserError, match=r"failed \(ValueError: no memory\)\.\n  Use format=fp8"):
         gptq.quantise(tmp_path, [[1, 2]])
+
+
+def test_without_llama_cpp_a_comparison_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_module, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"rows=4: .*\n  Install it .*, or leave the comparison out: rows=0"):
+        export(folder / "fold0", "gguf", tmp_path / "out", rows=4)
 
 
 def test_without_llmcompressor_its_requirements_are_named(

@@ -13,7 +13,7 @@ from factories import config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
-from lmsys_unsloth.export import gguf_writer
+from lmsys_unsloth.export import formats, gguf_writer
 from lmsys_unsloth.export.checking import validation_rows
 from lmsys_unsloth.export.formats import FORMATS, require_possible
 from lmsys_unsloth.kit.kit import write_kit
@@ -69,3 +69,11 @@ def test_a_kit_is_made_from_a_run(tmp_path: Path) -> None:
         write_kit(tmp_path, tmp_path / "kit", None, base=False)
     with pytest.raises(UserError, match="exists and is no kit"):
         write_kit(tmp_path, tmp_path, None, base=False)
+
+
+def test_a_class_without_a_classifier_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = type("OddForCausalLM", (), {"config": None})()
+    for name in ("take_head", "plain_config", "causal_lm"):
+        monkeypatch.setattr(formats, name, lambda given: given)
+    with pytest.raises(UserError, match="has no OddForSequenceClassification; use format=merged16"):
+        FORMATS["classifier"].write(model, tmp_path, "bf16")

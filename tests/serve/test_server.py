@@ -288,3 +288,16 @@ def test_the_page_shows_the_probabilities_as_bars_in_a_browser() -> None:
     assert f"{100 * 3 / 12:.1f}%" in done.stdout and 'id="bar-a" style="width: 25%' in done.stdout, (
         done.stdout
     )
+
+
+def test_a_missing_server_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lmsys_unsloth.serve.__main__ import main
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert main(["run=RUN", f"port={port}"]) == 2
+    assert "needs the package uvicorn, which is not installed" in capsys.readouterr().err
