@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from factories import prompt_config as template
 from real_tokenizers import tokenizer as real_tokenizer
 from small_tokenizers import small_llama3, tokenizer
 
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.prompting.answer_tokens import find_answer_ids
+from lmsys_unsloth.prompting.answer_tokens import find_answer_ids, find_single_tokens
 from lmsys_unsloth.prompting.tokenization import Vocabulary
 
 SLOT = ["Hi\n\n### Best response:"]
@@ -91,3 +94,24 @@ def test_published_answers_have_their_ids_in_llama3_and_gemma2(shared: Path) -> 
     message = error(llama3, ["### Answer\n"], answers={"a": "A", "b": "B", "tie": "Tie"})
     assert "answers.tie = 'Tie' is 2 tokens here ('T' 51, 'ie' 648), but must be one" in message
     assert "one token for tie: ' Tie' [59825], 'tie' [49831], ' tie' [18623]" in message
+
+
+def test_spellings_are_those_of_the_answer_unless_more_are_asked_for(llama3: Vocabulary) -> None:
+    """Without ``further``, only the answer's own word, bare, after a space and after a line break."""
+    found = find_single_tokens(llama3, template("v2"), SLOT)
+    for label, answer in {"a": "A", "b": "B", "tie": "Tie"}.items():
+        words = {spelling.partition(" [")[0] for spelling in found[label]}
+        assert words and words <= {repr(answer), repr(f" {answer}"), repr(f"\n{answer}")}
+    more = find_single_tokens(llama3, template("v2"), SLOT, further=True)
+    assert sum(map(len, more.values())) > sum(map(len, found.values()))
+
+
+def test_an_answer_that_adds_no_token_is_refused() -> None:
+    """A tokenizer without a token for it would make every row's answer empty."""
+    tokens = {"x": [1], "xA": [1, 2], "xB": [1, 3], "xT": [1]}
+    vocabulary: Any = SimpleNamespace(
+        encode=lambda texts: [np.array(tokens.get(text, [1, 9])) for text in texts], decode=str
+    )
+    prompt = template("v2", answers={"a": "A", "b": "B", "tie": "T"})
+    with pytest.raises(UserError, match=r"answers.tie = 'T' merges with the text before it"):
+        find_answer_ids(vocabulary, prompt, ["x"])
