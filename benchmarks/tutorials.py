@@ -22,8 +22,11 @@ import nbformat
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "tutorials"
 
-_NOISE = re.compile(r"\x1b\[[0-9;]*m|^\d{4}-\d\d-\d\d [\d:,]+ INFO .*$|^\[IPKernelApp\].*$", re.MULTILINE)
-"""Colours, and progress with its times."""
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""Colours and movements of the cursor."""
+
+_PROGRESS = re.compile(r"^(\d{4}-\d\d-\d\d [\d:,]+ INFO .*|\[IPKernelApp\].*|.*━.*)$", re.MULTILINE)
+"""Lines that tell how far something is."""
 
 
 def execute(notebook: Path) -> None:
@@ -35,8 +38,9 @@ def execute(notebook: Path) -> None:
     book = nbformat.read(notebook, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         nbclient.NotebookClient(
-            book, timeout=900, kernel_name="python3", resources={"metadata": {"path": folder}}
-        ).execute()
+            book, timeout=900, kernel_name="python3", coalesce_streams=True,
+            resources={"metadata": {"path": folder}},
+        ).execute()  # fmt: skip
         for cell in book.cells:
             cell.metadata.pop("execution", None)  # times
             for output in cell.get("outputs", []):
@@ -47,8 +51,9 @@ def execute(notebook: Path) -> None:
 def _clean(output: Any, folder: str) -> None:
     """Remove noise and the temporary folder from an output, and tables in HTML, which its text repeats."""
     if "text" in output:
-        text = _NOISE.sub("", output["text"]).replace(f"{folder}/", "").replace(folder, ".")
-        output["text"] = re.sub(r"\n\s*\n(\s*\n)+", "\n\n", text).strip("\r\n") + "\n"
+        text = output["text"].replace("\r\n", "\n").replace("\r", "\n").replace(f"{folder}/", "")
+        text = _PROGRESS.sub("", _ESCAPE.sub("", text)).replace(folder, ".")
+        output["text"] = re.sub(r"\n\s*\n(\s*\n)+", "\n\n", text).strip("\n") + "\n"
     output.get("data", {}).pop("text/html", None)
 
 
