@@ -48,8 +48,13 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """Modules that must not drift, in the package, and their tests in ``tests``."""
 
-EQUIVALENT: dict[str, str] = {}
-"""Mutants that compute the same, by ``module: line → mutated line``, with the reason."""
+EQUIVALENT: dict[str, str] = {
+    "probabilities = logits.softmax(dim=-1) → probabilities = logits.softmax(dim=1)": "two dimensions",
+    "LONG = 2 * 128 + 1 → LONG = 2 * 129 + 1": "any length above two blocks",
+    "weights = torch.linspace(-1, 1, states[-1].shape[-1], device=batch.input_ids.device) → "
+    "weights = torch.linspace(-2, 1, states[-1].shape[-1], device=batch.input_ids.device)": "any weights",
+}
+"""Mutants that compute the same, by ``line → mutated line``, with the reason."""
 
 _BINARY: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,

@@ -88,6 +88,7 @@ def test_a_new_classifier_is_small_and_depends_on_the_seed_only() -> None:
     assert one is not None and same is not None and other is not None
     assert one.shape == (4, 64) and torch.equal(one, same) and not torch.equal(one, other)
     assert 0.01 < one.std() < 0.03  # transformers' initializer_range is 0.02
+    assert abs(one.mean()) < 4 * 0.02 / one.numel() ** 0.5  # four standard errors
 
 
 def test_trained_heads_take_answers_of_one_token() -> None:

@@ -31,7 +31,14 @@ from lmsys_unsloth.model.layers import gated_mlp, projections
 from lmsys_unsloth.model.layers.linear import linear
 from lmsys_unsloth.model.layers.rope import rope_table
 from lmsys_unsloth.model.packing import PackedRows
-from lmsys_unsloth.model.parity import LONG, FallbackDecoder, choose_decoder, random_updates
+from lmsys_unsloth.model.parity import (
+    LONG,
+    UPDATE,
+    FallbackDecoder,
+    choose_decoder,
+    random_updates,
+    relative_distance,
+)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +243,17 @@ def test_updates_are_random_within_the_block_and_the_same_each_time() -> None:
     assert all(weight.all() for weight in drawn[0])
     assert all(torch.equal(*pair) for pair in zip(*drawn, strict=True))
     assert not torch.equal(drawn[0][0], drawn[0][-1])
+    layers = [module for module in model.modules() if hasattr(module, "lora_B")]
+    for layer, weight in zip(layers, drawn[0], strict=True):
+        deviation = UPDATE / (layer.scaling["default"] * weight.shape[1] ** 0.5)
+        assert weight.std() == pytest.approx(deviation, rel=4 / (2 * weight.numel()) ** 0.5)
+
+
+def test_distances_are_relative_to_the_expected_vector_and_the_largest_counts() -> None:
+    expected = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
+    found = expected + torch.tensor([[0.0, 0.5], [0.0, 0.5]])
+    assert relative_distance(found, expected) == pytest.approx(0.1)
+    assert relative_distance(8 * found, 8 * expected) == pytest.approx(0.1)
 
 
 def test_the_reference_decoder_is_checked_without_compiling_it() -> None:
