@@ -50,6 +50,14 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 EQUIVALENT: dict[str, str] = {
     "probabilities = logits.softmax(dim=-1) → probabilities = logits.softmax(dim=1)": "two dimensions",
+    'smoothed = gaussian_filter1d(residuals, bandwidth * GRID_CELLS, mode="reflect", truncate=6.0) → '
+    'smoothed = gaussian_filter1d(residuals, bandwidth * GRID_CELLS, mode="reflect", truncate=7.0)': "tails",
+    "cell = np.minimum((predicted * GRID_CELLS).astype(np.int64), GRID_CELLS - 1) → "
+    "cell = np.minimum((predicted * GRID_CELLS).astype(np.int64), GRID_CELLS + 1)": "a cell at the end",
+    "low, high = (middle, high) if error(middle) > middle else (low, middle) → "
+    "low, high = (middle, high) if error(middle) >= middle else (low, middle)": "never equal but by chance",
+    "logits = np.log(np.clip(probabilities, EPSILON, 1.0)) → "
+    "logits = np.log(np.clip(probabilities, EPSILON, 2.0))": "probabilities are at most 1",
     "LONG = 2 * 128 + 1 → LONG = 2 * 129 + 1": "any length above two blocks",
     "weights = torch.linspace(-1, 1, states[-1].shape[-1], device=batch.input_ids.device) → "
     "weights = torch.linspace(-2, 1, states[-1].shape[-1], device=batch.input_ids.device)": "any weights",

@@ -116,6 +116,15 @@ def test_smooth_calibration_error_of_known_cases():
     assert calibration.smooth_calibration_error(sure, 1 - sure) > 0.4
 
 
+@pytest.mark.parametrize("share", [0.4, 0.95])
+def test_a_temperature_flattens_or_sharpens_to_the_share_of_right_rows(share):
+    """Three to one against each other outcome, raised to 1 / T, must give the share."""
+    probabilities = np.tile([0.6, 0.2, 0.2], (1000, 1))
+    labels = np.where(np.arange(1000) < 1000 * share, 0, 1 + np.arange(1000) % 2)
+    expected = np.log(3) / np.log(2 * share / (1 - share))
+    assert calibration.fit_temperature(probabilities, labels) == pytest.approx(expected, rel=1e-3)
+
+
 def test_no_rows_one_row_and_a_missing_class():
     empty = metrics.compute_metrics(np.empty((0, 3)), np.empty(0, dtype=int), train_prior=[0.4, 0.3, 0.3])
     assert empty.score is None

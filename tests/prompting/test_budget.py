@@ -119,3 +119,34 @@ def test_token_boundaries_near_the_ends_are_those_of_the_whole_text() -> None:
 def test_a_budget_below_the_templates_own_text_is_refused() -> None:
     with pytest.raises(UserError, match=r"prompt.max_tokens = 80: the own text of prompt=v2 takes 90 tokens"):
         encoder("smollm2", "v2", 80)
+
+
+def test_a_row_of_many_turns_and_its_swapped_copy_are_truncated_alike() -> None:
+    """Every turn of the swapped copy has more tokens, so one close to the limit exceeds it by several."""
+    turns = {"each_turn": "{prompt}\nA1 {response_a}\nB1{response_b}\n"}
+    prompt = template("v2", body=[turns, "### Best response:"])
+    row = Comparison("1", ("word " * 5,) * 6, ("yes",) * 6, ("100200",) * 6)
+    both = [row, row.swapped()]
+    short, long = sorted(len(each.input_ids) for each in RowEncoder(small_llama3(), prompt).encode(both))
+    assert short + 2 < long
+    limited = RowEncoder(small_llama3(), prompt.model_copy(update={"max_tokens": long - 1}))
+    one, other = limited.encode(both)
+    assert one.n_cut == other.n_cut > 0 and max(len(one.input_ids), len(other.input_ids)) < long
+
+
+def test_the_smallest_budget_has_room_for_something_of_each_text() -> None:
+    with pytest.raises(UserError, match=r"Set prompt\.max_tokens=") as caught:
+        encoder("small-llama3", "v5", 1)
+    least = int(str(caught.value).partition("Set prompt.max_tokens=")[2].split()[0])
+    row = Comparison("1", ("word " * 300,) * 2, ("word " * 300,) * 2, ("word " * 300,) * 2)
+    made = encoder("small-llama3", "v5", least)
+    (found,) = made.encode([row])
+    shown = found.n_characters - found.n_cut
+    assert len(found.input_ids) <= least and shown >= 3 * 4  # 4 tokens of each text
+
+
+def test_a_text_as_long_as_both_windows_is_tokenised_whole() -> None:
+    vocabulary = encoder("small-llama3", "v2").vocabulary
+    texts = ["a" * length for length in range(1, 200)]
+    found = tokenize_texts(vocabulary, texts, enough=4)
+    assert [each.text for each in found] == texts
