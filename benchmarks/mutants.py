@@ -43,7 +43,10 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
         "prompting/answer_tokens.py", ("prompting/test_answer_tokens.py", "prompting/test_guarantees.py"),
     ),
     "answer_head": ("model/answer_head.py", ("model/test_answer_head.py", "model/test_heads.py")),
-    "lm_head": ("model/lm_head.py", ("model/test_answer_head.py", "model/test_decoder.py")),
+    "lm_head": (
+        "model/lm_head.py",
+        ("model/test_lm_head.py", "model/test_answer_head.py", "model/test_decoder.py"),
+    ),
     "parity": ("model/parity.py", ("model/test_parity.py",)),
 }  # fmt: skip
 """Modules that must not drift, in the package, and their tests in ``tests``."""

@@ -1,4 +1,4 @@
-"""The LM head in float32 is computed in parts of the vocabulary, which must give what a whole product gives."""
+"""The LM head in float32 is computed in parts of the vocabulary, which give what a whole product gives."""
 
 from __future__ import annotations
 
