@@ -61,6 +61,8 @@ EQUIVALENT: dict[str, str] = {
     "low, high = (middle, high) if error(middle) >= middle else (low, middle)": "never equal but by chance",
     "logits = np.log(np.clip(probabilities, EPSILON, 1.0)) → "
     "logits = np.log(np.clip(probabilities, EPSILON, 2.0))": "probabilities are at most 1",
+    "ENTRIES = 16_384  # vocabulary entries that are cast to float32 at a time → "
+    "ENTRIES = 16385  # vocabulary entries that are cast to float32 at a time": "any number",
     "LONG = 2 * 128 + 1 → LONG = 2 * 129 + 1": "any length above two blocks",
     "weights = torch.linspace(-1, 1, states[-1].shape[-1], device=batch.input_ids.device) → "
     "weights = torch.linspace(-2, 1, states[-1].shape[-1], device=batch.input_ids.device)": "any weights",
