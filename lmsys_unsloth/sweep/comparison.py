@@ -15,7 +15,7 @@ from lmsys_unsloth.config.parsing import parse_config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.report.flattening import flatten
-from lmsys_unsloth.sweep.jobs import Job, make_job, save_jobs
+from lmsys_unsloth.sweep.jobs import RECORD, Job, make_job, read_arguments, save_jobs
 
 NOT_LISTED = ("fold", "logger", "debug/name")
 """Settings, or their sections, that do not tell runs apart."""
@@ -35,11 +35,13 @@ def list_runs(paths: Sequence[Path], folder: Path) -> None:
 
     Args:
         paths: run directories, or directories of cross-validations, of which all runs are listed.
-        folder: directory to write; its ``sweep.json`` is replaced.
+        folder: directory to write; the record of an earlier comparison there is replaced.
 
     Raises:
-        UserError: there are fewer than two runs, or one is no run directory; lists all of them.
+        UserError: there are fewer than two runs, one is no run directory, or ``folder`` is that of a sweep.
     """
+    if (folder / RECORD).is_file() and read_arguments(folder):
+        raise UserError(f"{folder}: holds a sweep, whose record would be lost; name another folder: --output")
     runs = [run for path in paths for run in _trained(path)]
     runs = list({run.path.resolve(): run for run in runs}.values())
     if len(runs) < 2:
@@ -58,15 +60,13 @@ def list_runs(paths: Sequence[Path], folder: Path) -> None:
         job = _job(run, folder, {key: values.get(key) for key in keys})
         repeat = seen[job.configuration, job.fold]  # the same settings and fold twice are two configurations
         seen[job.configuration, job.fold] += 1
-        jobs.append(
-            job
-            if not repeat
-            else dataclasses.replace(
+        if repeat:
+            job = dataclasses.replace(
                 job, id=f"{job.id}-{repeat}", configuration=f"{job.configuration}-{repeat}"
             )
-        )
+        jobs.append(job)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sweep.json").unlink(missing_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
     save_jobs(folder, jobs, [])
 
 

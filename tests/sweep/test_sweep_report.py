@@ -205,3 +205,13 @@ def test_one_run_and_folders_that_are_none_are_named(
     assert main([str(run), str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
     assert "no such run directory" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_does_not_replace_a_sweep(
+    sweep: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, before = tmp_path_factory.mktemp("runs"), (sweep / "sweep.json").read_bytes()
+    runs = [str(run_directory(folder / name, 0.5)) for name in ("a", "b")]
+    assert main([*runs, "--output", str(sweep)]) == 2
+    assert "holds a sweep" in capsys.readouterr().err
+    assert (sweep / "sweep.json").read_bytes() == before
