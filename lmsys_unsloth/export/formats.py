@@ -147,14 +147,16 @@ def copy_adapter(adapter: Path, folder: Path) -> None:
 
 
 _ALL = ("lm", "davidson", *TRAINED_HEADS)
+_LM = ("lm", "lm_trained", "davidson")
+"""Heads that are part of the LM head."""
 FORMATS = {
     format.name: format
     for format in (
         Format("merged16", _merged, _ALL),
         Format("classifier", _classifier, _ALL, one_token=True),
-        Format("gguf", _gguf, ("lm", "lm_trained", "davidson")),
-        Format("fp8", _float8, _ALL, dequantise=float8.dequantise),
-        Format("gptq8", _merged, _ALL, quantise=gptq.quantise, dequantise=gptq.dequantise),
+        Format("gguf", _gguf, _LM),
+        Format("fp8", _float8, _LM, dequantise=float8.dequantise),
+        Format("gptq8", _merged, _LM, quantise=gptq.quantise, dequantise=gptq.dequantise),
     )
 }
 """All formats but ``adapter``, which needs no model in memory."""

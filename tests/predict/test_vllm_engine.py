@@ -148,7 +148,7 @@ def test_four_bit_weights_are_named_where_vllm_has_none(
     [
         ((PLAIN[0], "lora.kind=full", "lora.use_dora=true"), r"were trained\n.*DoRA\n.*format=merged16"),
         (("head.kind=lm_trained",), r"not among the adapters\n.*format=merged16"),
-        (("head.kind=linear",), r"not among the adapters\n.*engine=classifier"),
+        (("head.kind=linear",), r"is a classifier of its own\.\n.*format=classifier"),
         (("engine.path=missing",), "a folder with config.json"),
     ],
     ids=["weights", "rows", "classifier", "export"],

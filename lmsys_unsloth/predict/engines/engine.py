@@ -69,7 +69,7 @@ def open_engine(config: Config, encoder: RowEncoder, adapter: Path | None) -> En
 
     Raises:
         UserError: a package is missing, the exported model can't be read or belongs to another tokenizer, a
-            server does not answer, or an answer is several tokens.
+            server does not answer, an answer is several tokens, or the head is no part of the LM head.
     """
     kind, settings = config.engine.kind, config.engine
     long = [ids for ids in encoder.answer_ids if len(ids) > 1]
@@ -78,6 +78,11 @@ def open_engine(config: Config, encoder: RowEncoder, adapter: Path | None) -> En
             f"engine={kind} reads the probability of one token, but the answers are the tokens "
             f"{list(map(list, encoder.answer_ids))}.\n  Use engine=native, or answers of one token "
             "(prompt.answers)."
+        )
+    if config.head.kind == "linear" and kind != "classifier":
+        raise UserError(
+            f"engine={kind} reads the LM head, but head.kind=linear is a classifier of its own.\n  Use "
+            "engine=native, or export it: format=classifier, engine=classifier"
         )
     if kind == "openai":
         from lmsys_unsloth.predict.engines.server import Server

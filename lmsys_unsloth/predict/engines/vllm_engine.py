@@ -141,19 +141,15 @@ def _rank(config: Config, adapter: Path) -> int:
         problems.append("lora.kind=full: all weights were trained")
     if config.lora.use_dora:
         problems.append("lora.use_dora=true: vLLM has no DoRA")
-    if config.head.kind in ("lm_trained", "linear"):
-        problems.append(f"head.kind={config.head.kind}: the trained head is not among the adapters")
+    if config.head.kind == "lm_trained":
+        problems.append("head.kind=lm_trained: the trained rows are not among the adapters")
     if problems:
+        title = f"engine=vllm applies LoRA adapters only, but {adapter.parent} has"
         remedy = (
-            "engine=classifier"
-            if config.head.kind == "linear"
-            else "engine.path=EXPORT, after "
+            "Use engine.path=EXPORT, after "
             f"python -m lmsys_unsloth.export run={adapter.parent} format=merged16 out=EXPORT"
         )
-        raise UserError(
-            "\n  ".join([f"engine=vllm applies LoRA adapters only, but {adapter.parent} has", *problems])
-            + f"\n  Use {remedy}."
-        )
+        raise UserError("\n  ".join([title, *problems, remedy]))
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     return next(rank for rank in _RANKS if rank >= settings["r"])
 
