@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("", "tests", "tests/cli")]
 
-SCHEMAS = ("schema.py", "prompt_schema.py", "engine_schema.py", "sweep_schema.py")
+SCHEMAS = ("schema.py", "prompt_schema.py", "engine_schema.py", "head_schema.py", "sweep_schema.py")
 SECTIONS = {
     "model": "ModelConfig", "prompt": "PromptConfig", "lora": "LoraConfig", "head": "HeadConfig",
     "data": "DataConfig", "train": "TrainConfig", "eval": "EvalConfig", "engine": "EngineConfig",

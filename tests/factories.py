@@ -14,12 +14,12 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from lmsys_unsloth.config.head_schema import HeadConfig
 from lmsys_unsloth.config.parsing import Config, parse_config
 from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.config.schema import (
     DataConfig,
     EvalConfig,
-    HeadConfig,
     LoraConfig,
     ModelConfig,
     TrainConfig,
@@ -77,8 +77,8 @@ def lora_config(**changes: Any) -> LoraConfig:
 
 
 def head_config(kind: str = "lm", **changes: Any) -> HeadConfig:
-    """The head of ``conf/head`` with changes."""
-    return HeadConfig.model_validate(composed(f"head={kind}")["head"] | changes)
+    """The head of ``conf/head``, without an offset, with changes."""
+    return HeadConfig.model_validate(composed(f"head={kind}")["head"] | {"offset": "none"} | changes)
 
 
 def train_config(**changes: Any) -> TrainConfig:

@@ -20,6 +20,7 @@ from scipy.special import softmax
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import write_json
+from lmsys_unsloth.data.comparison import label_array
 from lmsys_unsloth.data.dataset import load_fold
 from lmsys_unsloth.data.trained_rows import save_trained_rows
 from lmsys_unsloth.evaluate import baselines, predictions
@@ -172,7 +173,7 @@ def _finish(job: study_runs.Job, output: Path, noise: float) -> None:
         [row.id for row in fold.validation],
         np.full(len(truth), job.fold),
         softmax(np.log(truth) + random, axis=1).astype(np.float32),
-        predictions.label_array(fold.validation),
+        label_array(fold.validation),
         {"group": [str(group) for group in fold.groups]},
     )
     regression = baselines.logistic_regression(fold.train, fold.validation)

@@ -16,9 +16,9 @@ from preferences import read_all, record, write_csv
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import write_json
-from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
+from lmsys_unsloth.data.comparison import Comparison, label_array, rows_fingerprint
 from lmsys_unsloth.data.dataset import load_fold
-from lmsys_unsloth.evaluate.predictions import Predictions, label_array, write_predictions
+from lmsys_unsloth.evaluate.predictions import Predictions, write_predictions
 from lmsys_unsloth.pseudo import main
 
 CONFIDENT = ((0.8, 0.1, 0.1), (0.4, 0.3, 0.3), (0.1, 0.7, 0.2), (0.3, 0.1, 0.6))

@@ -25,6 +25,7 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
 from lmsys_unsloth.data.dataset import load_rows
+from lmsys_unsloth.data.form import Regression, fit_form, form_features
 from lmsys_unsloth.data.selection import (
     Overlap,
     Selection,
@@ -34,7 +35,6 @@ from lmsys_unsloth.data.selection import (
 )
 from lmsys_unsloth.evaluate import adjustment, averaging, baselines, cross_validation, predictions
 from lmsys_unsloth.evaluate.adjustment import Adjusted
-from lmsys_unsloth.evaluate.baselines import Regression
 from lmsys_unsloth.evaluate.calibration import Floats
 from lmsys_unsloth.evaluate.passes.partial_scores import PartialScores
 from lmsys_unsloth.evaluate.predictions import Predictions, form_columns
@@ -122,9 +122,9 @@ def evaluate_runs(members: Sequence[Member], output: Run) -> Outcome:
     average = averaging.average(parts)
     candidates: Adjusted = {}
     if calibration is not None:
-        candidates = adjustment.apply(calibration, parts, baselines.features(selection.rows))
+        candidates = adjustment.apply(calibration, parts, form_features(selection.rows))
     elif average.labelled.any():
-        features = baselines.features(selection.rows)
+        features = form_features(selection.rows)
         candidates = adjustment.adjust_out_of_fold(average, features, seed=config.seed)
     return report_results(
         output, config, average, selection.rows, candidates=candidates, trained_rows=selection.overlap,
@@ -165,10 +165,10 @@ def _merge_folds(members: Sequence[Member], rows: Sequence[Comparison], output: 
     by_id = {row.id: row for row in rows}
     predicted = merged.predictions
     scored = [by_id[row_id] for row_id in predicted.ids]
-    features = baselines.features(scored)
+    features = form_features(scored)
     if len(np.unique(predicted.folds)) > 1:
         regression: Floats | None = baselines.predict_parts(features, predicted.labels, predicted.folds)
-        form: Regression | None = baselines.fit_form(features, predicted.labels)
+        form: Regression | None = fit_form(features, predicted.labels)
         independent: Floats | None = None  # that of one fold was fitted on the labels of the others
     else:
         independent = regression = form_columns(predicted)

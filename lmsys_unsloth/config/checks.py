@@ -9,11 +9,11 @@ from typing import Any
 from lmsys_unsloth.config import placeholders
 from lmsys_unsloth.config.durations import in_words
 from lmsys_unsloth.config.engine_schema import EngineConfig
+from lmsys_unsloth.config.head_schema import HeadConfig
 from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.config.schema import (
     DataConfig,
     EvalConfig,
-    HeadConfig,
     LoraConfig,
     ModelConfig,
     TrainConfig,
@@ -110,6 +110,12 @@ def _head_problems(
         problems.append(
             f"train.loss = {train.loss!r}: needs the probabilities of all tokens, but head.kind={head.kind} "
             "gives those of the answers; set train.loss=answers or head.kind=lm"
+        )
+    if head and train and head.offset != "none" and train.loss != "answers":
+        problems.append(
+            f"train.loss = {train.loss!r}: needs the probabilities of all tokens, but "
+            f"head.offset={head.offset} is known for the answers only; set train.loss=answers or "
+            "head.offset=none"
         )
     if head and head.kind == "davidson":
         reason = "head.kind=davidson averages both orders of the responses"

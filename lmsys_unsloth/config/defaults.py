@@ -9,11 +9,18 @@ from typing import Any
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.resources import composing
 
+EARLIER: Mapping[str, Mapping[str, Any]] = {"model": {"offset": "none"}, "head": {"offset": "none"}}
+"""Values of keys in versions that did not have them, where these differ from the defaults, by section."""
+
 
 def with_new_keys(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored configuration with defaults for keys and sections that did not exist when it was written."""
-    return {**current} | {
-        name: {**current[name], **section} if isinstance(section, dict) and name in current else section
+    """A stored configuration with values for keys and sections that did not exist when it was written."""
+    before = {
+        name: {**section, **EARLIER.get(name, {})} if isinstance(section, dict) else section
+        for name, section in current.items()
+    }
+    return before | {
+        name: {**before[name], **section} if isinstance(section, dict) and name in before else section
         for name, section in stored.items()
     }
 

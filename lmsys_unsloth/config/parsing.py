@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 from lmsys_unsloth.config import schema
 from lmsys_unsloth.config.checks import contradictions
 from lmsys_unsloth.config.engine_schema import EngineConfig
+from lmsys_unsloth.config.head_schema import HeadConfig
 from lmsys_unsloth.config.prompt_schema import PromptConfig
 from lmsys_unsloth.core.errors import UserError
 
@@ -25,7 +26,7 @@ class Config(schema.Section):
     model: schema.ModelConfig
     prompt: PromptConfig
     lora: schema.LoraConfig
-    head: schema.HeadConfig
+    head: HeadConfig
     data: schema.DataConfig
     train: schema.TrainConfig
     eval: schema.EvalConfig

@@ -1,7 +1,7 @@
 """The sections of a run's configuration: what each key under ``conf/`` means and which values it may have.
 
 The ``prompt`` section is in :mod:`~lmsys_unsloth.config.prompt_schema`, ``engine`` in
-:mod:`~lmsys_unsloth.config.engine_schema`.
+:mod:`~lmsys_unsloth.config.engine_schema`, ``head`` in :mod:`~lmsys_unsloth.config.head_schema`.
 
 Nothing here imports torch, so that a wrong value on the command line is reported within about a second.
 """
@@ -66,6 +66,8 @@ class ModelConfig(Section):
     """Default of ``lora.first_layer``."""
     label_smoothing: float = Field(ge=0, lt=1)
     """Default of ``train.label_smoothing``."""
+    offset: Literal["none", "form"]
+    """Default of ``head.offset``."""
 
     @model_validator(mode="before")
     @classmethod
@@ -98,18 +100,6 @@ class LoraConfig(Section):
     b_learning_rate_ratio: PositiveFloat
     """Learning rate of the B matrices divided by that of the A matrices (LoRA+, Hayou et al. 2024,
     arXiv:2402.12354)."""
-
-
-class HeadConfig(Section):
-    """How hidden states at the answer slot become probabilities of the three outcomes."""
-
-    kind: Literal["lm", "lm_trained", "linear", "davidson"]
-    """``lm``: the LM head's rows of the answer tokens, frozen. ``lm_trained``: a trained copy of these rows.
-    ``linear``: a new linear classifier. ``davidson``: logits of ``lm`` averaged over both orders of the
-    responses, so that the prediction does not depend on the order (ties after Davidson 1970). All but ``lm``
-    require ``train.loss=answers``."""
-    learning_rate: PositiveFloat
-    """Peak learning rate of the weights of ``lm_trained`` and ``linear``."""
 
 
 def _positive_or_auto(value: object) -> object:

@@ -8,8 +8,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 LABELS = ("a", "b", "tie")
 """Order of the three outcomes everywhere: probabilities, labels, answer tokens, columns."""
+
+UNLABELLED = -1
+"""Label in an array of a row whose outcome is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,11 @@ class Comparison:
             model_a=self.model_b,
             model_b=self.model_a,
         )
+
+
+def label_array(rows: Iterable[Comparison]) -> NDArray[np.int64]:
+    """Labels ``[rows]`` of comparisons, :data:`UNLABELLED` where the outcome is unknown."""
+    return np.array([UNLABELLED if row.label is None else row.label for row in rows], dtype=np.int64)
 
 
 def rows_fingerprint(rows: Iterable[Comparison]) -> str:

@@ -15,7 +15,7 @@ from lmsys_unsloth.config.schema import EvalConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.evaluate.baselines import Regression
+from lmsys_unsloth.data.form import Regression
 from lmsys_unsloth.evaluate.bootstrap import PairedDifference, cluster_numbers, paired_bootstrap, random_parts
 from lmsys_unsloth.evaluate.calibration import Floats, apply_temperature, fit_temperature, log_losses
 from lmsys_unsloth.evaluate.metrics import checked_probabilities
@@ -61,7 +61,7 @@ def adjust_out_of_fold(
 
     Args:
         predicted: the model's own probabilities.
-        features: ``[n, features]`` of ``baselines.features`` for the same rows.
+        features: ``[n, features]`` of ``form_features`` for the same rows.
         form: ``[n, 3]`` predictions of a regression on form that was fitted on none of these rows. None: it
             is fitted out of fold like the rest.
         seed: seed of the division into parts within one fold.

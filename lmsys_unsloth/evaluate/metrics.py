@@ -16,8 +16,8 @@ from scipy.special import entr, xlogy
 
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import LABELS
+from lmsys_unsloth.data.form import class_prior
 from lmsys_unsloth.evaluate import calibration
-from lmsys_unsloth.evaluate.baselines import class_prior
 from lmsys_unsloth.evaluate.bootstrap import (
     PairedDifference,
     bootstrap_interval,

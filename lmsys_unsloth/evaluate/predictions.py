@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,7 @@ from numpy.typing import NDArray
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import replacing
-from lmsys_unsloth.data.comparison import LABELS, Comparison
-
-UNLABELLED = -1
-"""Label of a row whose outcome is unknown."""
+from lmsys_unsloth.data.comparison import LABELS, UNLABELLED
 
 COLUMNS = ("id", "fold", *(f"p_{name}" for name in LABELS), "label")
 """The first columns of ``predictions.parquet``, in this order; any other columns follow."""
@@ -94,11 +91,6 @@ class Predictions:
             self.labels[positions],
             {name: [values[i] for i in positions] for name, values in self.extra.items()},
         )
-
-
-def label_array(rows: Iterable[Comparison]) -> NDArray[np.int64]:
-    """Labels ``[rows]`` of comparisons, :data:`UNLABELLED` where the outcome is unknown."""
-    return np.array([UNLABELLED if row.label is None else row.label for row in rows], dtype=np.int64)
 
 
 def concatenate(parts: Sequence[Predictions]) -> Predictions:

@@ -18,7 +18,7 @@ from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.schema import EvalConfig
 from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.progress import progress
-from lmsys_unsloth.data.comparison import LABELS
+from lmsys_unsloth.data.comparison import LABELS, label_array
 from lmsys_unsloth.evaluate import predictions
 from lmsys_unsloth.evaluate.passes.logits import answer_logits, own_share
 from lmsys_unsloth.evaluate.passes.partial_scores import Order, PartialScores, ScoredBatches
@@ -244,6 +244,6 @@ def to_predictions(
         ids=[row.id for row in rows],
         folds=folds,
         probabilities=probabilities,
-        labels=predictions.label_array(rows),
+        labels=label_array(rows),
         extra=extra,
     )

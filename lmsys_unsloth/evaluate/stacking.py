@@ -1,7 +1,7 @@
 """Temperature and stack fitted on labelled predictions: out of fold, or once for later predictions.
 
 The stack is a multinomial logistic regression on the log-probabilities of two predictors: the model, with its
-temperature, and the regression on the form of the responses (:mod:`~lmsys_unsloth.evaluate.baselines`).
+temperature, and the regression on the form of the responses (:mod:`~lmsys_unsloth.data.form`).
 Stacking in this sense: Wolpert 1992, doi:10.1016/S0893-6080(05)80023-1. Probabilities are ``[n, 3]`` in
 ``comparison.LABELS`` order.
 """
@@ -17,7 +17,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from lmsys_unsloth.evaluate.baselines import Regression, class_prior, fit_form, predict_parts
+from lmsys_unsloth.data.form import Regression, class_prior, fit_form
+from lmsys_unsloth.evaluate.baselines import predict_parts
 from lmsys_unsloth.evaluate.bootstrap import random_parts
 from lmsys_unsloth.evaluate.calibration import EPSILON, Floats, Ints, apply_temperature, fit_temperature
 
@@ -54,7 +55,7 @@ class Calibration:
 
         Args:
             members: probabilities of each model.
-            features: ``[n, features]`` of ``baselines.features``.
+            features: ``[n, features]`` of ``form_features``.
             one_order: ``[n]`` share of the models that saw the responses in the given order only.
         """
         calibrated = np.mean([apply_temperature(p, self.temperature) for p in members], axis=0)
@@ -139,7 +140,7 @@ def adjust_parts(
         labels: ``[n]``, negative where unknown.
         part: ``[n]`` number of each row's part; rows of one prompt must share a part.
         cluster: ``[n]`` number of each row's prompt.
-        features: ``[n, features]`` of ``baselines.features``.
+        features: ``[n, features]`` of ``form_features``.
         form: ``[n, 3]`` predictions of a regression on form fitted on rows other than these. None: it is
             fitted on the other parts too, and on all but two parts for the rows that the stack is fitted on.
         one_order: ``[n]``, 1 where the model saw the given order of the responses only, 0 where both.

@@ -21,6 +21,7 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import replacing_folder, write_json
 from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.form import OFFSET_FILE
 from lmsys_unsloth.evaluate import adjustment, differences
 from lmsys_unsloth.evaluate.differences import Agreement
 from lmsys_unsloth.export import card, gptq
@@ -140,6 +141,8 @@ def _write(
         dtype = type if format == "gguf" else dtype_name(model)
         written = FORMATS[format]
         written.write(model, work, type)
+        if (adapter / OFFSET_FILE).is_file():
+            shutil.copyfile(adapter / OFFSET_FILE, work / OFFSET_FILE)
         settings["head"]["kind"] = exported_head(config) if format != "classifier" else config.head.kind
         settings["lora"] |= {"kind": "lora"}
         del model

@@ -12,22 +12,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lmsys_unsloth.config.checks import TRAINED_HEADS
-from lmsys_unsloth.config.schema import HeadConfig
+from lmsys_unsloth.config.head_schema import HeadConfig
 from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.form import FormOffset
 from lmsys_unsloth.model.batch import Batch
 from lmsys_unsloth.model.decoder import Decoder, causal_lm
 from lmsys_unsloth.model.lm_head import cap_logits, head_logits, lm_head_rows
 from lmsys_unsloth.model.packing import to_device
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
+from lmsys_unsloth.prompting.encoding import EncodedRow
 
 FILE = "head.safetensors"
 """Name of the file with the trained weights, in the folder of the adapters."""
+
+SMALL_START = 1e-3
+"""Factor of the initial weights of ``linear`` with an offset: training starts at what the offset predicts."""
 
 
 class AnswerHead(nn.Module):
@@ -57,7 +65,9 @@ class AnswerHead(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.kind, self.answer_ids, self.eos_id = config.kind, answer_ids, eos_id
+        self.config, self.kind, self.answer_ids, self.eos_id = config, config.kind, answer_ids, eos_id
+        self.offset: FormOffset | None = None
+        """What is added to the logits, for ``config.offset = form`` of a trained model."""
         self.single = all(len(ids) == 1 for ids in answer_ids)
         """Whether every answer is one token."""
         self.register_parameter("weight", self._initial_weight(model, seed))
@@ -70,6 +80,8 @@ class AnswerHead(nn.Module):
         rows = lm_head_rows(model, [ids[0] for ids in self.answer_ids])
         if self.kind == "linear":  # as transformers initialises new classifiers
             spread = getattr(causal_lm(model).config, "initializer_range", 0.02)
+            if self.config.offset != "none":
+                spread *= SMALL_START
             generator = torch.Generator().manual_seed(seed)  # on the CPU: the same weights on every device
             rows = torch.empty(rows.shape).normal_(0, spread, generator=generator).to(rows.device)
         return nn.Parameter(rows.detach().float().clone())
@@ -83,8 +95,12 @@ class AnswerHead(nn.Module):
         """Compute scores, float32 ``[rows, answers]``, whose softmax is the prediction for this order.
 
         They are logits; of answers of several tokens, the sum of the log-probabilities of their tokens, each
-        given those before it.
+        given those before it. To both, ``batch.offsets`` are added.
         """
+        logits = self._model_logits(decoder, batch)
+        return logits if batch.offsets is None else logits + batch.offsets
+
+    def _model_logits(self, decoder: Decoder, batch: Batch) -> Tensor:
         if not self.single:
             return torch.stack([_log_probability(decoder, batch, ids) for ids in self.answer_ids], dim=1)
         states = _slot_states(decoder, batch)
@@ -142,18 +158,22 @@ class AnswerHead(nn.Module):
         return chosen - logits.logsumexp(dim=-1, keepdim=True)
 
     def save(self, folder: Path) -> None:
-        """Write trained weights, with kind and answers as metadata, into ``folder``; nothing without any."""
+        """Write trained weights, with kind and answers as metadata, and the offset; nothing without any."""
+        if self.offset is not None:
+            self.offset.save(folder)
         if self.weight is not None:
             facts = {"kind": self.kind, "answer_ids": self._answers_text()}
             save_file({"weight": self.weight.detach().cpu().contiguous()}, folder / FILE, metadata=facts)
 
-    def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote.
+    def load(self, folder: Path, *, offset: bool = True) -> None:
+        """Read what :meth:`save` wrote; without the offset if that is asked for.
 
         Raises:
             UserError: the folder lacks trained weights, or holds those of another kind of head or of other
                 answers.
         """
+        if offset and self.config.offset == "form":
+            self.offset = FormOffset.load(folder)
         file = folder / FILE
         if not file.is_file():
             if self.weight is not None:
@@ -189,18 +209,21 @@ def attach_head(
     eos_id: int | None = None,
     seed: int = 0,
     folder: Path | None = None,
+    fitted_on: Sequence[Comparison] | None = None,
 ) -> AnswerHead:
     """Create the head of a model, with trained weights from ``folder`` if given, and attach it.
 
     A PEFT model saves only its adapters, and gives back the base model without the head. Arguments are those
-    of :class:`AnswerHead`.
+    of :class:`AnswerHead`. ``fitted_on`` are training rows: the offset is fitted on them instead of read.
 
     Raises:
         UserError: as :meth:`AnswerHead.load`.
     """
     head = AnswerHead(model, config, answer_ids, eos_id=eos_id, seed=seed)
     if folder is not None:
-        head.load(folder)
+        head.load(folder, offset=fitted_on is None)
+    if fitted_on is not None and config.offset == "form":
+        head.offset = FormOffset.fit(fitted_on)
     model.answer_head = head
     return head
 
@@ -208,6 +231,21 @@ def attach_head(
 def answer_head(model: nn.Module) -> AnswerHead:
     """Return the head that :func:`attach_head` attached to the model."""
     return cast(AnswerHead, model.answer_head)
+
+
+def form_offsets(
+    head: AnswerHead, rows: Sequence[EncodedRow], *, held_out: bool = False
+) -> NDArray[np.float64] | None:
+    """Offsets ``[rows, answers]`` that a head adds to the logits of rows; None if it has none.
+
+    ``held_out``: the rows are training rows
+    (:meth:`~lmsys_unsloth.data.form.FormOffset.held_out_logits`).
+    """
+    if head.offset is None:
+        return None
+    comparisons = [row.comparison for row in rows]
+    found = head.offset.held_out_logits(comparisons) if held_out else head.offset.logits(comparisons)
+    return found[:, [0, 1, 2, 2][: len(head.answer_ids)]]
 
 
 def exchange_answers(values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lmsys_unsloth.model.packing import to_device
@@ -29,6 +30,8 @@ class Batch:
     there is one; zeros when unlabelled."""
     rows_per_unit: int = 1
     """Number of neighbouring rows that :meth:`split` keeps together: 2 for rows and their swapped copies."""
+    offsets: Tensor | None = None
+    """float32 ``[rows, answers]``, added to the logits; None: nothing is."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -40,7 +43,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         input_ids, targets = (to_device(values, device) for values in (self.input_ids, self.targets))
-        return Batch(input_ids, self.lengths, targets, self.rows_per_unit)
+        offsets = None if self.offsets is None else to_device(self.offsets, device)
+        return Batch(input_ids, self.lengths, targets, self.rows_per_unit, offsets)
 
     def split(self, tokens: int) -> list[Batch]:
         """Split the rows into batches of at most ``tokens`` padded tokens; a longer unit forms its own batch.
@@ -58,15 +62,20 @@ class Batch:
                 tuple(self.lengths[row] for row in part),
                 torch.stack([self.targets[row] for row in part]),
                 self.rows_per_unit,
+                None if self.offsets is None else torch.stack([self.offsets[row] for row in part]),
             )
             for part in split_by_budget(units, self.lengths, tokens, rows_per_batch=len(self))
         ]
 
 
 def collate(
-    ids: Sequence[np.ndarray], targets: Sequence[Sequence[float]], *, rows_per_unit: int = 1
+    ids: Sequence[np.ndarray],
+    targets: Sequence[Sequence[float]],
+    *,
+    rows_per_unit: int = 1,
+    offsets: NDArray[np.float64] | None = None,
 ) -> Batch:
-    """Concatenate rows of token ids and their targets ``[rows, answers]``.
+    """Concatenate rows of token ids, their targets ``[rows, answers]`` and, if given, offsets of that shape.
 
     >>> batch = collate([np.array([5, 6, 7]), np.array([8])], [(1, 0, 0), (0, 0, 1)])
     >>> batch.input_ids.tolist(), batch.lengths
@@ -75,7 +84,8 @@ def collate(
     concatenated = np.concatenate([np.asarray(row_ids, dtype=np.int64) for row_ids in ids])
     lengths = tuple(len(row_ids) for row_ids in ids)
     target_tensor = torch.tensor(np.asarray(targets, dtype=np.float32))
-    return Batch(torch.from_numpy(concatenated), lengths, target_tensor, rows_per_unit)
+    offset_tensor = None if offsets is None else torch.tensor(offsets, dtype=torch.float32)
+    return Batch(torch.from_numpy(concatenated), lengths, target_tensor, rows_per_unit, offset_tensor)
 
 
 def target(

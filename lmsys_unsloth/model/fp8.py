@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmsys_unsloth.model.answer_head import answer_head, outcome_probabilities
+from lmsys_unsloth.model.answer_head import answer_head, form_offsets, outcome_probabilities
 from lmsys_unsloth.model.batch import by_length, collate, target
 from lmsys_unsloth.model.decoder import FastDecoder
 from lmsys_unsloth.model.layers import fp8
@@ -77,7 +77,8 @@ def _probabilities(decoder: FastDecoder, rows: Sequence[EncodedRow]) -> Tensor:
     model.eval()
     for chosen in by_length([len(row.input_ids) for row in rows], TOKENS_PER_BATCH):
         ids = [rows[row].input_ids for row in chosen]
-        batch = collate(ids, [target(None, None)] * len(ids)).to(device)
+        offsets = form_offsets(head, [rows[row] for row in chosen])
+        batch = collate(ids, [target(None, None)] * len(ids), offsets=offsets).to(device)
         found.append(outcome_probabilities(head.logits(decoder, batch)).float().cpu())
     model.train(was_training)
     return torch.cat([torch.empty(0, 3), *found])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import replacing_folder, write_json
+from lmsys_unsloth.data.form import OFFSET_FILE, FormOffset
 from lmsys_unsloth.model.answer_head import answer_head
 from lmsys_unsloth.model.decoder import compute_dtype
 from lmsys_unsloth.model.families import known
@@ -212,6 +213,9 @@ def average_adapters(folders: Sequence[Path], target: Path) -> None:
     with replacing_folder(target) as work:
         save_file(averaged, work / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(work / "adapter_config.json", config)
+        if any((folder / OFFSET_FILE).is_file() for folder in folders):
+            offsets = [FormOffset.load(folder) for folder in folders]
+            FormOffset([each for offset in offsets for each in offset.regressions]).save(work)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from lmsys_unsloth.config.parsing import Config
+from lmsys_unsloth.data.form import FormOffset
 from lmsys_unsloth.model import loading, trained_weights
 from lmsys_unsloth.model.answer_head import attach_head
 from lmsys_unsloth.predict.engines.engine import OTHER_ENGINES, EngineModel, open_engine
@@ -29,13 +30,15 @@ def load_scored_model(
         adapter: folder of the trained weights; None for an untrained model. ``engine=classifier``,
             ``llama_cpp`` and ``openai`` compute an exported model and do not read it.
         base: the base model, if it is in memory already.
-        head: folder of the trained head, if it is not ``adapter``.
+        head: folder of the trained head and of its offset, if it is not ``adapter``.
 
     Raises:
         UserError: the weights, or the engine, can't be used.
     """
     if config.engine.kind in OTHER_ENGINES:
-        return EngineModel(open_engine(config, encoder, adapter), encoder.answer_ids)
+        trained = head or adapter
+        offset = None if trained is None or config.head.offset == "none" else FormOffset.load(trained)
+        return EngineModel(open_engine(config, encoder, adapter), encoder.answer_ids, offset)
     model = loading.load_model(config.model) if base is None else base
     if adapter is not None:
         model = trained_weights.load_adapters(model, adapter)

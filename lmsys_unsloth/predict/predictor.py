@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import LABELS, Comparison
-from lmsys_unsloth.evaluate import adjustment, averaging, baselines
+from lmsys_unsloth.data.form import form_features
+from lmsys_unsloth.evaluate import adjustment, averaging
 from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.evaluate.stacking import Calibration
 from lmsys_unsloth.predict.conversations import Turns, to_comparisons
@@ -93,7 +94,7 @@ class Predictor:
     def _adjusted(self, parts: Sequence[Predictions], rows: Sequence[Comparison]) -> NDArray[Any]:
         if self._calibration is None:
             return averaging.average(parts).probabilities
-        candidates = adjustment.apply(self._calibration, parts, baselines.features(rows))
+        candidates = adjustment.apply(self._calibration, parts, form_features(rows))
         return candidates[adjustment.requested_method(self.config.eval)]
 
     def rank(self, prompt: Turns, responses: Sequence[Turns], *, round_robin: int = ROUND_ROBIN) -> Ranking:

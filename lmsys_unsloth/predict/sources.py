@@ -29,7 +29,7 @@ class Trained:
     adapter: Path | None
     """Folder of the trained weights; None if they are part of the exported model."""
     head: Path | None = None
-    """Folder of the trained head, if it is not ``adapter``."""
+    """Folder of the trained head and of its offset, if it is not ``adapter``."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ def _exported(folder: Path, changes: Sequence[str]) -> Source:
     elif kind == "gguf":
         settings["engine"] |= {"kind": "llama_cpp", "path": str(folder / GGUF)}
     config = _settings(settings, folder / EXPORT, changes)
-    head = folder if kind == "merged16" else None
-    member = Trained(config, folder if kind == "adapter" else None, head)
+    member = Trained(config, folder if kind == "adapter" else None, head=folder)
     stored = facts.get("calibration")
     wanted = adjustment.requested_method(config.eval) != "none"
     if wanted and stored is None:

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import write_json
-from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.comparison import UNLABELLED, Comparison, label_array
+from lmsys_unsloth.data.form import Regression, class_prior, fit_form, form_features
 from lmsys_unsloth.data.selection import Overlap
-from lmsys_unsloth.evaluate import adjustment, baselines, metrics, predictions
+from lmsys_unsloth.evaluate import adjustment, metrics, predictions
 from lmsys_unsloth.evaluate.adjustment import Adjusted
-from lmsys_unsloth.evaluate.baselines import Regression
 from lmsys_unsloth.evaluate.passes.partial_scores import delete_partial_scores
 from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.evaluate.scores import Metrics, ModelScore, ScoringSpeed, WeightAverage
@@ -53,11 +53,11 @@ def report_scoring(
     prior = regression = form = None
     candidates: Adjusted = {}
     needed = calibration is not None or predicted.labelled.any()
-    features = baselines.features(rows if needed else [])
+    features = form_features(rows if needed else [])
     if prepared.baseline_rows and needed:
-        labels = predictions.label_array(prepared.baseline_rows)
-        prior = baselines.class_prior(labels[labels != predictions.UNLABELLED])
-        form = baselines.fit_form(baselines.features(prepared.baseline_rows), labels)
+        labels = label_array(prepared.baseline_rows)
+        prior = class_prior(labels[labels != UNLABELLED])
+        form = fit_form(form_features(prepared.baseline_rows), labels)
         regression = form.predict(features)
     if calibration is not None:
         candidates = adjustment.apply(calibration, [predicted], features)

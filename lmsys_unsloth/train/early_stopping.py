@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.files import replacing_folder, write_json
-from lmsys_unsloth.model.answer_head import answer_head
+from lmsys_unsloth.model.answer_head import answer_head, form_offsets
 from lmsys_unsloth.model.batch import collate, share_out, split_by_budget, target
 from lmsys_unsloth.model.decoder import Decoder
 from lmsys_unsloth.model.parity import FallbackDecoder
@@ -72,7 +72,8 @@ def _summed_loss(decoder: Decoder, rows: Sequence[EncodedRow]) -> float:
     for chosen in split_by_budget(units, lengths, TOKENS_PER_BATCH, rows_per_batch=len(rows)):
         labels = torch.tensor([rows[row].comparison.label for row in chosen], device=device)
         ids = [rows[row].input_ids for row in chosen]
-        batch = collate(ids, [target(None, None)] * len(ids), rows_per_unit=size).to(device)
+        offsets = form_offsets(head, [rows[row] for row in chosen], held_out=True)
+        batch = collate(ids, [target(None, None)] * len(ids), rows_per_unit=size, offsets=offsets).to(device)
         found = head.probabilities(decoder, batch).gather(1, labels[:, None])
         total -= found.log().sum().item()
     model.train(was_training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
@@ -26,8 +27,7 @@ from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_errors
-from lmsys_unsloth.model.answer_head import AnswerHead
-from lmsys_unsloth.model.batch import Batch, collate, target
+from lmsys_unsloth.model.batch import Batch
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, compute_dtype
 from lmsys_unsloth.model.parity import FallbackDecoder
 from lmsys_unsloth.model.trained_weights import (
@@ -35,7 +35,6 @@ from lmsys_unsloth.model.trained_weights import (
     save_weights,
     trained_parameters,
 )
-from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.train.callbacks import (
     CheckpointCallback,
     FiniteLossCallback,
@@ -46,7 +45,7 @@ from lmsys_unsloth.train.gradients import add_gradients, check_gradients, not_fi
 from lmsys_unsloth.train.losses import answer_loss
 from lmsys_unsloth.train.metric_logger import MetricLogger
 from lmsys_unsloth.train.parameter_groups import optimizer_name
-from lmsys_unsloth.train.steps import Step
+from lmsys_unsloth.train.step_dataset import StepDataset, only
 from lmsys_unsloth.train.time_budget import TimeBudget, learning_rate_factor
 from lmsys_unsloth.train.tokens_limit import TokensLimit
 
@@ -56,40 +55,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+OFFSET_FROM = 0.5
+"""Progress of the training from which on the head's offset is added to the logits (``head.offset``)."""
+
 _WEIGHTS = "weights.safetensors"
 """Name of the trained weights in a checkpoint."""
-
-
-class StepDataset(torch.utils.data.Dataset[tuple[list[Batch], int]]):
-    """Dataset whose item ``i`` holds this rank's micro-batches of optimiser step ``i``.
-
-    Args:
-        steps: this rank's share of every step.
-        rows, head: what the indices in ``steps`` refer to, and the head that they are collated for.
-        totals: number of rows of every step, on all ranks together.
-    """
-
-    def __init__(
-        self, steps: Sequence[Step], rows: Sequence[EncodedRow], head: AnswerHead, totals: Sequence[int]
-    ) -> None:
-        self.steps, self.rows, self.head, self.totals = steps, rows, head, totals
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, index: int) -> tuple[list[Batch], int]:
-        batches = [labelled_batch([self.rows[row] for row in rows], self.head) for rows in self.steps[index]]
-        return batches, self.totals[index]
-
-
-def labelled_batch(rows: Sequence[EncodedRow], head: AnswerHead) -> Batch:
-    """Collate rows with their target probabilities of the head's answers."""
-    comparisons, answers = [row.comparison for row in rows], len(head.answer_ids)
-    return collate(
-        [row.input_ids for row in rows],
-        [target(c.label, c.soft_label, answers=answers, both_bad=c.both_bad) for c in comparisons],
-        rows_per_unit=head.rows_per_unit,
-    )
 
 
 class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
@@ -178,12 +148,14 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
         load_trained_weights(self.model, Path(resume_from_checkpoint) / _WEIGHTS)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=_only)
+        return DataLoader(self.steps, batch_size=1, shuffle=False, collate_fn=only)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         if not model.training:  # thousands of modules would be set in every step
             model.train()
         planned, rows = inputs["micro_batches"], inputs["rows"]
+        if self._progress < OFFSET_FROM:
+            planned = [dataclasses.replace(batch, offsets=None) for batch in planned]
         seed_step(self.args.seed, self.state.global_step)
         total = None
         while total is None:
@@ -204,6 +176,13 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
             check_gradients(model, total.item())
             self._gradients_checked = True
         return total
+
+    @property
+    def _progress(self) -> float:
+        """Share of the training that is done, from 0 to 1."""
+        if self.budget is not None:
+            return self.budget.progress
+        return float(self.state.global_step / self.state.max_steps)
 
     def _fast_decoder_failed(self) -> None:
         """Note the step, and have transformers add the noise that the fast decoder added itself."""
@@ -248,11 +227,6 @@ class AnswerTrainer(SFTTrainer):  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # transformers' estimate assumes a loss at every position
-
-
-def _only(items: list[tuple[list[Batch], int]]) -> dict[str, Any]:
-    ((micro_batches, rows),) = items
-    return {"micro_batches": micro_batches, "rows": rows}
 
 
 def dummy_dataset() -> Dataset:

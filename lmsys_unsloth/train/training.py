@@ -30,6 +30,7 @@ from lmsys_unsloth.train.early_stopping import KEY, EarlyStopping, mean_loss
 from lmsys_unsloth.train.gradients import copy_from_first
 from lmsys_unsloth.train.metric_logger import MetricLogger
 from lmsys_unsloth.train.parameter_groups import parameter_groups
+from lmsys_unsloth.train.step_dataset import StepDataset
 from lmsys_unsloth.train.steps import (
     PLANNED_TOKENS,
     Step,
@@ -41,7 +42,7 @@ from lmsys_unsloth.train.steps import (
     share_steps,
 )
 from lmsys_unsloth.train.time_budget import TimeBudget, Used
-from lmsys_unsloth.train.trainer import AnswerTrainer, StepDataset
+from lmsys_unsloth.train.trainer import AnswerTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,7 +73,7 @@ def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: M
         trained_weights.continue_from(model, earlier)
     attach_head(
         model, config.head, encoder.answer_ids, eos_id=encoder.vocabulary.eos_id, seed=config.seed,
-        folder=earlier,
+        folder=earlier, fitted_on=prepared.baseline_rows,
     )  # fmt: skip
     train(
         model, encoder.tokenizer, prepared.train, group_indices(prepared.unit_sizes), config.train,

@@ -19,14 +19,14 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.arena import simulate
-from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
+from lmsys_unsloth.data.comparison import Comparison, label_array, rows_fingerprint
 from lmsys_unsloth.data.dataset import FoldData, limit_rows, load_fold
 from lmsys_unsloth.data.earlier_runs import use_earlier_runs
 from lmsys_unsloth.data.earlier_runs.soft_labels import mixed
 from lmsys_unsloth.data.selection import select_for_trained
 from lmsys_unsloth.data.stored_rows import swap_rows
 from lmsys_unsloth.data.trained_rows import save_trained_rows
-from lmsys_unsloth.evaluate.predictions import Predictions, label_array, write_predictions
+from lmsys_unsloth.evaluate.predictions import Predictions, write_predictions
 from lmsys_unsloth.simulate import main as write_arena
 
 DATA = ("data.rows=30", "data.folds=3")

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.arena import simulate
-from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.comparison import Comparison, label_array
+from lmsys_unsloth.data.form import fit_form, form_features
 from lmsys_unsloth.evaluate import adjustment, baselines
 from lmsys_unsloth.evaluate.calibration import apply_temperature, fit_temperature
 from lmsys_unsloth.evaluate.predictions import (
@@ -29,7 +30,7 @@ from lmsys_unsloth.evaluate.predictions import (
 
 N, FOLDS = 150, 3
 ROWS = simulate(N, 3, "short")
-FEATURES = baselines.features(ROWS)
+FEATURES = form_features(ROWS)
 NEW = simulate(20, 4, "short")
 CALIBRATE, STACK = eval_config(calibrate="temperature"), eval_config(stack=True)
 
@@ -109,13 +110,11 @@ def make_run(path: Path, fold: int, method: str = "none") -> Run:
     inside = everything.folds == fold
     own, rows = everything.take(inside), [row for row, chosen in zip(ROWS, inside, strict=True) if chosen]
     train = [row for row, chosen in zip(ROWS, inside, strict=True) if not chosen]
-    regression = baselines.fit_form(baselines.features(train), baselines.label_array(train))
-    form = regression.predict(baselines.features(rows))
+    regression = fit_form(form_features(train), label_array(train))
+    form = regression.predict(form_features(rows))
     raw = adjustment.with_form(own, form)
     config = eval_config(calibrate=method)
-    final, _ = adjustment.choose(
-        raw, adjustment.adjust_out_of_fold(raw, baselines.features(rows), form), config
-    )
+    final, _ = adjustment.choose(raw, adjustment.adjust_out_of_fold(raw, form_features(rows), form), config)
     run.data.write_text(json.dumps({"fingerprint": "data"}))
     write_predictions(run.predictions, final)
     adjustment.save_calibration(run, adjustment.fit_calibration([raw], [regression]), raw, config)
@@ -134,7 +133,7 @@ def test_new_rows_get_the_temperature_of_all_out_of_fold_predictions(tmp_path: P
         dataclasses.replace(predictions(NEW), probabilities=np.tile(p, (20, 1)))
         for p in np.eye(3) * 0.4 + 0.2
     ]
-    adjusted = adjustment.apply(calibration, members, baselines.features(NEW))
+    adjusted = adjustment.apply(calibration, members, form_features(NEW))
     np.testing.assert_allclose(
         adjusted["temperature"],
         np.mean([apply_temperature(m.probabilities, expected) for m in members], axis=0),
@@ -208,7 +207,7 @@ def test_only_rows_seen_in_one_order_are_corrected_for_the_position(tmp_path: Pa
     once = predictions(NEW)
     both = with_swap(once, once.probabilities[:, [1, 0, 2]])  # the same prediction in both orders
     found = [
-        adjustment.apply(calibration, members, baselines.features(NEW))["stack"]
+        adjustment.apply(calibration, members, form_features(NEW))["stack"]
         for members in ([once], [both], [once, both])
     ]
     first, neither, mean = (np.log(p[:, 0] / p[:, 1]) for p in found)

@@ -9,36 +9,12 @@ import numpy as np
 import pytest
 
 from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.form import class_prior
 from lmsys_unsloth.evaluate import baselines, calibration
-from lmsys_unsloth.evaluate.baselines import FEATURES, class_prior
 
 
 def row(a: str, b: str, label: int | None = 0, prompt: str = "Tell me about tea") -> Comparison:
     return Comparison("x", (prompt,), (a,), (b,), label)
-
-
-def feature(name: str, comparison: Comparison) -> float:
-    return float(baselines.features([comparison])[0, FEATURES.index(name)])
-
-
-def test_features_of_known_texts():
-    listed = row("# Tea\n- green\n* black\n1. white\n2) **old**\nend", "Tea")
-    assert feature("list items", listed) == pytest.approx(np.log1p(4))
-    assert feature("bold or headings", listed) == pytest.approx(np.log1p(3))
-    assert feature("code blocks", row("```py\nx\n```", "x")) == pytest.approx(np.log1p(2))
-    assert feature("length", row("abc", "")) == pytest.approx(np.log1p(3))
-    assert feature("similarity of the answers", row("one two three", "Three, four!")) == pytest.approx(1 / 4)
-    assert feature("similarity to the prompt", row("tea me", "coffee")) == pytest.approx(2 / 4)
-    assert feature("identical answers", row("same", "same")) == 1
-    assert feature("similarity of the answers", row("", "")) == 1
-
-
-def test_swapping_the_responses_negates_the_first_five_features_and_keeps_the_others():
-    comparison = row("- a long list\n- with ```code``` and **bold** tea", "short")
-    first, second = baselines.features([comparison, comparison.swapped()])
-    np.testing.assert_allclose(first[:5], -second[:5])
-    np.testing.assert_allclose(first[5:], second[5:])
-    assert (first[:5] > 0).all()
 
 
 def test_the_regression_learns_that_the_longer_response_wins():

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.data.comparison import UNLABELLED
 from lmsys_unsloth.evaluate import predictions
 from lmsys_unsloth.evaluate.predictions import Predictions
 
@@ -17,7 +18,7 @@ def some(n: int = 4, **extra) -> Predictions:
     random = np.random.default_rng(0)
     p = random.dirichlet([1, 1, 1], n).astype(np.float32)
     labels = np.arange(n) % 3
-    labels[-1] = predictions.UNLABELLED
+    labels[-1] = UNLABELLED
     return Predictions([str(i) for i in range(n)], np.zeros(n, dtype=np.int64), p, labels, extra)
 
 

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lmsys_unsloth.data.arena import simulate
+from lmsys_unsloth.data.form import fit_form, form_features
 from lmsys_unsloth.evaluate import baselines
 from lmsys_unsloth.evaluate.bootstrap import paired_bootstrap
 from lmsys_unsloth.evaluate.calibration import apply_temperature, fit_temperature, log_losses
@@ -27,7 +28,7 @@ def arena() -> tuple[Array, Array, NDArray[np.int64]]:
     """Features, true probabilities and labels of simulated rows."""
     rows = simulate(3000, 11, "short")
     truth = np.array([row.true_probabilities for row in rows])
-    return baselines.features(rows), truth, np.array([row.label for row in rows])
+    return form_features(rows), truth, np.array([row.label for row in rows])
 
 
 def predict(kind: str, truth: Array) -> Array:
@@ -57,7 +58,7 @@ def test_a_stack_on_few_rows_is_not_worse_than_model_or_form(
         by_form = baselines.predict_parts(features[fitted], labels[fitted], np.arange(n) % 5)
         temperature = fit_temperature(model[fitted], labels[fitted])
         stack = fit_stack(apply_temperature(model[fitted], temperature), by_form, labels[fitted], ONCE(n))
-        form = baselines.fit_form(features[fitted], labels[fitted])
+        form = fit_form(features[fitted], labels[fitted])
         calibration = Calibration(temperature, stack, (form,), n)
         stacked = calibration.adjust([model[new]], features[new], ONCE(1500))["stack"]
         np.testing.assert_allclose(stacked.sum(axis=1), 1)
@@ -159,7 +160,7 @@ def test_outcomes_that_do_not_occur_keep_a_small_probability(
 
 def test_a_calibration_is_the_same_after_json(arena: tuple[Array, Array, NDArray[np.int64]]) -> None:
     features, truth, labels = (values[:60] for values in arena)
-    form = baselines.fit_form(features, labels)
+    form = fit_form(features, labels)
     calibration = Calibration(
         1.7, fit_stack(truth, form.predict(features), labels, ONCE(60)), (form, form), 60
     )

@@ -29,8 +29,8 @@ def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def _evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Outcome]:
+    from lmsys_unsloth.data.form import form_features
     from lmsys_unsloth.evaluate.adjustment import adjust_out_of_fold
-    from lmsys_unsloth.evaluate.baselines import features
     from lmsys_unsloth.evaluate.scores import ScoringSpeed
     from lmsys_unsloth.report.results import report_results
 
@@ -50,7 +50,7 @@ def _evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Outcome]:
     run.describe(config(), "python train.py")
     speed = ScoringSpeed(seconds=30.0, rows_per_second=1.0, tokens_per_second=5.0, peak_memory_gb=1.0)
     regression = random.dirichlet(np.ones(3), 30)
-    candidates = adjust_out_of_fold(both, features(rows), regression)
+    candidates = adjust_out_of_fold(both, form_features(rows), regression)
     outcome = report_results(
         run, config(), both, rows, candidates=candidates, baseline_probabilities=regression, scoring=speed
     )

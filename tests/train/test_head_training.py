@@ -44,9 +44,9 @@ def fit(model: Any, folder: Path, run: Run, config: TrainConfig, data: Any = Non
 
 
 def labelled_batch(*arguments: Any) -> Any:
-    from lmsys_unsloth.train import trainer
+    from lmsys_unsloth.train import step_dataset
 
-    return trainer.labelled_batch(*arguments)
+    return step_dataset.labelled_batch(*arguments)
 
 
 @pytest.mark.slow

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmsys_unsloth.core import ranks
 from lmsys_unsloth.evaluate.passes.partial_scores import ScoredBatches
 from lmsys_unsloth.model import memory
-from lmsys_unsloth.model.answer_head import answer_head
+from lmsys_unsloth.model.answer_head import answer_head, form_offsets
 from lmsys_unsloth.model.batch import Batch, by_length, collate, share_out, target
 from lmsys_unsloth.model.decoder import Decoder
 from lmsys_unsloth.model.parity import FallbackDecoder
@@ -51,7 +51,7 @@ def answer_logits(
     in_use = decoder if isinstance(decoder, FallbackDecoder) else FallbackDecoder(decoder)
     was_training = model.training
     model.eval()
-    group, device, freed = ranks.current(), next(model.parameters()).device, memory.Releaser()
+    group, freed = ranks.current(), memory.Releaser()
     lengths, named = token_counts(rows), range(len(rows)) if numbers is None else numbers
     own = own_share(lengths)
     result = torch.zeros(len(rows), len(answer_head(model).answer_ids))
@@ -66,7 +66,7 @@ def answer_logits(
         else:
             missing.append(chosen)
     with torch.no_grad():
-        for chosen, batch in _collated_ahead(rows, missing, device):
+        for chosen, batch in _collated_ahead(model, rows, missing):
             logits = in_use.run(functools.partial(_batch_logits, in_use, batch)).cpu()
             result[chosen] = logits
             if scored is not None:
@@ -85,13 +85,15 @@ def own_share(lengths: Sequence[int]) -> list[int]:
 
 
 def _collated_ahead(
-    rows: Sequence[EncodedRow], batches: Sequence[list[int]], device: torch.device
+    model: nn.Module, rows: Sequence[EncodedRow], batches: Sequence[list[int]]
 ) -> Iterator[tuple[list[int], Batch]]:
     """Yield every batch; a thread collates the next one, and copies it to the device, meanwhile."""
+    device = next(model.parameters()).device
 
     def collated(chosen: list[int]) -> Batch:
         ids = [rows[row].input_ids for row in chosen]
-        return collate(ids, [target(None, None)] * len(chosen)).to(device)
+        offsets = form_offsets(answer_head(model), [rows[row] for row in chosen])
+        return collate(ids, [target(None, None)] * len(chosen), offsets=offsets).to(device)
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         following = [thread.submit(collated, chosen) for chosen in batches[:1]]

@@ -15,6 +15,7 @@ from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.data.form import OFFSET_FILE
 from lmsys_unsloth.prompting.encoding import EncodedRow
 
 Order = Literal["forward", "swapped"]
@@ -111,7 +112,8 @@ def _key(config: Config, weights: Path | None, rows: Sequence[EncodedRow]) -> st
     settings = config.model_dump(mode="json", include={"model", "prompt", "head", "engine"})
     settings |= {"tokens_per_batch": config.eval.tokens_per_batch, "fast": config.train.fast}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for file in sorted(weights.glob("*.safetensors")) if weights is not None else ():
+    trained = [] if weights is None else [*weights.glob("*.safetensors"), *weights.glob(OFFSET_FILE)]
+    for file in sorted(trained):
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     for row in rows:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.data.form import FormOffset
 from lmsys_unsloth.model.batch import Batch
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import RowEncoder
@@ -39,9 +40,9 @@ class Engine(Protocol):
 class EngineModel(nn.Module):
     """An engine as a model with an answer head; it has no weights and can't be trained."""
 
-    def __init__(self, engine: Engine, answer_ids: AnswerIds) -> None:
+    def __init__(self, engine: Engine, answer_ids: AnswerIds, offset: FormOffset | None = None) -> None:
         super().__init__()
-        self.answer_head = _EngineHead(engine, answer_ids)
+        self.answer_head = _EngineHead(engine, answer_ids, offset)
         # Where rows are scored, batches are moved to the device of a model's parameters.
         self.on_cpu = nn.Parameter(torch.empty(0), requires_grad=False)
 
@@ -49,14 +50,15 @@ class EngineModel(nn.Module):
 class _EngineHead(nn.Module):
     """Has what scoring uses of :class:`~lmsys_unsloth.model.answer_head.AnswerHead`."""
 
-    def __init__(self, engine: Engine, answer_ids: AnswerIds) -> None:
+    def __init__(self, engine: Engine, answer_ids: AnswerIds, offset: FormOffset | None) -> None:
         super().__init__()
-        self.engine, self.answer_ids = engine, answer_ids
+        self.engine, self.answer_ids, self.offset = engine, answer_ids, offset
 
     def logits(self, decoder: Any, batch: Batch) -> Tensor:
         """Compute scores ``[rows, answers]``; the decoder is not used."""
         rows = torch.split(batch.input_ids, list(batch.lengths))
-        return self.engine.logits([row.tolist() for row in rows])
+        logits = self.engine.logits([row.tolist() for row in rows])
+        return logits if batch.offsets is None else logits + batch.offsets
 
 
 def open_engine(config: Config, encoder: RowEncoder, adapter: Path | None) -> Engine:

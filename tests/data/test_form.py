@@ -1,0 +1,112 @@
+"""Features of known texts; offsets are fair, symmetric, and the same after they were stored."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.data import form
+from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.form import DIFFERENCES, FEATURES, OFFSET_FILE, FormOffset, form_features
+
+
+def row(a: str, b: str, label: int | None = 0, prompt: str = "Tell me about tea") -> Comparison:
+    return Comparison("x", (prompt,), (a,), (b,), label)
+
+
+def feature(name: str, comparison: Comparison) -> float:
+    return float(form_features([comparison])[0, FEATURES.index(name)])
+
+
+def test_features_of_known_texts():
+    listed = row("# Tea\n- green\n* black\n1. white\n2) **old**\nend", "Tea")
+    assert feature("list items", listed) == pytest.approx(np.log1p(4))
+    assert feature("bold or headings", listed) == pytest.approx(np.log1p(3))
+    assert feature("code blocks", row("```py\nx\n```", "x")) == pytest.approx(np.log1p(2))
+    assert feature("length", row("abc", "")) == pytest.approx(np.log1p(3))
+    assert feature("similarity of the answers", row("one two three", "Three, four!")) == pytest.approx(1 / 4)
+    assert feature("similarity to the prompt", row("tea me", "coffee")) == pytest.approx(2 / 4)
+    assert feature("identical answers", row("same", "same")) == 1
+    assert feature("similarity of the answers", row("", "")) == 1
+
+
+def test_swapping_the_responses_negates_differences_and_keeps_the_others():
+    comparison = row("- a long list\n- with ```code``` and **bold** tea", "short")
+    first, second = form_features([comparison, comparison.swapped()])
+    np.testing.assert_allclose(first[:DIFFERENCES], -second[:DIFFERENCES])
+    np.testing.assert_allclose(first[DIFFERENCES:], second[DIFFERENCES:])
+    assert (first[:DIFFERENCES] > 0).all()
+
+
+@pytest.fixture(scope="module")
+def longer_wins() -> list[Comparison]:
+    """The longer response wins, mostly; two rows for each prompt."""
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(240):
+        a, b = random.integers(1, 200, 2).tolist()
+        label = 2 if random.random() < 0.2 else int(a < b)
+        rows.append(row("word " * a, "word " * b, label, prompt=f"Prompt {number // 2}"))
+    return rows
+
+
+def test_an_offset_is_the_log_probability_of_what_the_form_predicts(longer_wins: list[Comparison]) -> None:
+    offset = FormOffset.fit(longer_wins[:200])
+    found = softmax(offset.logits(longer_wins[200:]), axis=1)
+    np.testing.assert_allclose(np.exp(offset.logits(longer_wins[200:])).sum(axis=1), 1)
+    labels = np.array([each.label for each in longer_wins[200:]])
+    assert -np.log(found[np.arange(40), labels]).mean() < 0.8  # 1.05 for the class prior
+
+
+def test_swapping_the_responses_swaps_the_offset(longer_wins: list[Comparison]) -> None:
+    offset, swapped = FormOffset.fit(longer_wins), [each.swapped() for each in longer_wins]
+    for logits in (offset.logits, offset.held_out_logits):
+        # As far as the optimiser found the minimum, which is symmetric.
+        np.testing.assert_allclose(logits(swapped)[:, [1, 0, 2]], logits(longer_wins), atol=1e-3)
+
+
+def test_no_label_reaches_the_offset_of_a_training_row_with_the_same_prompt(
+    longer_wins: list[Comparison],
+) -> None:
+    first = longer_wins[0]
+    changed = [
+        dataclasses.replace(each, label=2) if each.prompts == first.prompts else each for each in longer_wins
+    ]
+    before, after = FormOffset.fit(longer_wins), FormOffset.fit(changed)
+    same = [each for each in longer_wins if each.prompts == first.prompts]
+    np.testing.assert_array_equal(before.held_out_logits(same), after.held_out_logits(same))
+    assert not np.array_equal(before.held_out_logits(longer_wins), after.held_out_logits(longer_wins))
+    assert not np.array_equal(before.logits(same), after.logits(same))
+
+
+def test_a_stored_offset_is_the_same(longer_wins: list[Comparison], tmp_path: Path) -> None:
+    offset = FormOffset.fit(longer_wins)
+    offset.save(tmp_path)
+    loaded = FormOffset.load(tmp_path)
+    np.testing.assert_array_equal(loaded.logits(longer_wins), offset.logits(longer_wins))
+    both = FormOffset([*offset.regressions, *FormOffset.fit(longer_wins[:100]).regressions])
+    both.save(tmp_path)
+    mean = (offset.logits(longer_wins) + FormOffset.fit(longer_wins[:100]).logits(longer_wins)) / 2
+    np.testing.assert_allclose(FormOffset.load(tmp_path).logits(longer_wins), mean)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", "[{}]", '[{"inputs": []}]'])
+def test_a_damaged_or_missing_offset_is_refused(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / OFFSET_FILE).write_text(content)
+    with pytest.raises(UserError, match="json: can't be read"):
+        FormOffset.load(tmp_path)
+
+
+def test_rows_without_known_outcomes_give_equal_offsets() -> None:
+    unlabelled = [row("a", "b", None), row("c", "d e f", None)]
+    offset = FormOffset.fit(unlabelled)
+    of_nothing = FormOffset.fit([]).logits(unlabelled)
+    for found in (offset.logits(unlabelled), offset.held_out_logits(unlabelled), of_nothing):
+        np.testing.assert_allclose(found, np.log(1 / 3))
+    assert form.form_features([]).shape == (0, len(FEATURES))
