@@ -111,7 +111,7 @@ def _head_problems(
             f"train.loss = {train.loss!r}: needs the probabilities of all tokens, but head.kind={head.kind} "
             "gives those of the answers; set train.loss=answers or head.kind=lm"
         )
-    if head and train and head.offset != "none" and train.loss != "answers":
+    elif head and train and head.offset != "none" and train.loss != "answers":
         problems.append(
             f"train.loss = {train.loss!r}: needs the probabilities of all tokens, but "
             f"head.offset={head.offset} is known for the answers only; set train.loss=answers or "

@@ -16,6 +16,7 @@ from lmsys_unsloth import __version__
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import replacing, write_text
+from lmsys_unsloth.data.form import OFFSET_FILE
 from lmsys_unsloth.evaluate.predictions import read_labelled
 from lmsys_unsloth.export.exported import Exported
 
@@ -32,6 +33,11 @@ RUNNING = {
     "fp8": "Linear layers in 8-bit floating point (compressed-tensors), for vLLM on GPUs that compute it.",
     "gptq8": "Linear layers in 8-bit integers, rounded by GPTQ (compressed-tensors), for vLLM.",
 }
+OFFSET = (
+    f"**The weights alone do not give these predictions.** `{OFFSET_FILE}` holds a logistic regression on the form "
+    "of the responses, whose log-probabilities are added to the logits of the answers (`head.offset=form`). "
+    "lmsys_unsloth does that; another program must do it itself."
+)
 RELATIONS = {"adapter": "adapter", "gguf": "quantized", "fp8": "quantized", "gptq8": "quantized"}
 """What the hub calls a model that is derived from a base model; others are ``finetune``."""
 
@@ -55,6 +61,7 @@ def card_text(runs: Sequence[Run], config: Config, exported: Exported, *, plotte
         "Given a prompt and two responses, the model returns the probabilities that a person prefers A, "
         "prefers B, or calls it a tie.",
         f"## Format\n\n`{exported.format}`{number}. {RUNNING[exported.format]}",
+        OFFSET if config.head.offset == "form" else "",
         _agreement(exported),
         "## How to use it",
         "    from lmsys_unsloth import Predictor\n"

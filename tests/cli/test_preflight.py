@@ -102,7 +102,7 @@ def test_trained_heads_need_answers_of_one_token(tmp_path: Path) -> None:
 
 
 def test_a_loss_on_the_eos_token_needs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = config("prompt=v2", "train.loss=answer_eos")
+    settings = config("prompt=v2", "train.loss=answer_eos", "head.offset=none")
     assert preflight._head(settings, encoder()).verdict == "ok"
     monkeypatch.setattr(encoder().vocabulary, "eos_id", None)
     check = preflight._head(settings, encoder())
@@ -137,7 +137,9 @@ def test_rows_with_their_answers_must_fit_the_models_window(tmp_path: Path) -> N
     tensors = weights(window)
     fits = ["model=gemma2", "model.max_seq_length=3072"]  # prompt.max_tokens = 3072
     assert results(tmp_path, window, tensors, *fits)["context"].verdict == "ok"
-    with_eos = results(tmp_path, window, tensors, *fits, "train.loss=answer_eos")["context"]
+    with_eos = results(tmp_path, window, tensors, *fits, "train.loss=answer_eos", "head.offset=none")[
+        "context"
+    ]
     assert with_eos.value == "3,073 of 3,072 tokens" and "set prompt.max_tokens=3071" in with_eos.remedy
 
 

@@ -45,6 +45,7 @@ def test_sections_that_are_invalid_on_their_own_are_not_compared() -> None:
         (["head=linear", "train.loss=vocabulary"], "set train.loss=answers or head.kind=lm"),
         (["head=lm_trained", "train.loss=answer_eos"], "set train.loss=answers or head.kind=lm"),
         (["head=davidson", "train.loss=vocabulary"], "set train.loss=answers or head.kind=lm"),
+        (["train.loss=vocabulary"], "set train.loss=answers or head.offset=none"),
         (["head=davidson", "data.swap=random"], "data.swap = 'random': head.kind=davidson averages both"),
         (["eval.time_budget=1h30m"], "eval.time_budget = 1h30m: decides how many rows are scored with"),
         (["head=davidson", "eval.swap=uncertain"], "eval.swap = 'uncertain': head.kind=davidson averages"),
