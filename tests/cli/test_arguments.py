@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from lmsys_unsloth.cli.arguments import prepare_arguments
 from lmsys_unsloth.config.defaults import with_new_keys
@@ -23,7 +26,14 @@ def test_resuming_keeps_the_hydra_record_of_the_first_start(tmp_path: Path) -> N
 
 def test_runs_of_earlier_versions_get_defaults_for_new_keys_and_sections() -> None:
     stored = {"fold": 1, "lora": {"r": 4}}
-    current = {"fold": 0, "lora": {"r": 8, "kind": "lora"}, "head": {"kind": "lm"}}
+    current = {"fold": 0, "lora": {"r": 8, "kind": "lora"}, "eval": {"swap": "none"}}
     assert with_new_keys(stored, current) == {
-        "fold": 1, "lora": {"r": 4, "kind": "lora"}, "head": {"kind": "lm"},
+        "fold": 1, "lora": {"r": 4, "kind": "lora"}, "eval": {"swap": "none"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("stored", [{}, {"head": {"kind": "lm"}}])
+def test_runs_of_earlier_versions_have_no_offset_whatever_the_default_is_now(stored: dict[str, Any]) -> None:
+    current = {"head": {"kind": "lm", "offset": "form"}}
+    assert with_new_keys(stored, current) == {"head": {"kind": "lm", "offset": "none"}}
+    assert with_new_keys(current, current) == current

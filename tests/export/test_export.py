@@ -22,6 +22,7 @@ from lmsys_unsloth import Predictor
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.form import OFFSET_FILE
 from lmsys_unsloth.evaluate import differences
 from lmsys_unsloth.evaluate.differences import Agreement
 from lmsys_unsloth.export import export as export_module
@@ -71,6 +72,7 @@ def test_a_llama_predicts_the_same_in_every_format(folder: Path, tmp_path: Path,
     options = {"type": "f32"} if format == "gguf" else {}
     found = exported(folder, format, tmp_path / "out", **options)
     np.testing.assert_allclose(found, expected, atol=0 if format == "adapter" else BFLOAT16)
+    assert (tmp_path / "out" / OFFSET_FILE).is_file()  # the default, and part of the predictions above
     facts = json.loads((tmp_path / "out" / "export.json").read_text())
     assert facts["format"] == format and facts["agreement"]["rows"] == len(expected)
     assert facts["agreement"]["largest_difference"] == pytest.approx(np.abs(found - expected).max(), abs=1e-6)
@@ -202,6 +204,7 @@ def test_the_card_has_scores_and_commands_and_no_text_of_a_row(folder: Path, tmp
     found = metadata["model-index"][0]["results"][0]["metrics"][0]["value"]
     assert found == pytest.approx(scores["log_loss"], abs=1e-4)
     assert run.data_description()["fingerprint"] in card and "python train.py" in card
+    assert "`form_offset.json` holds a logistic regression" in card
     assert "was not compared" in card and (tmp_path / "out" / "reliability.png").is_file()
     texts = [t for row in rows_of(folder) for t in (*row.prompts, *row.responses_a) if len(t) > 20]
     written = "".join(f.read_text(errors="replace") for f in (tmp_path / "out").iterdir())
