@@ -67,7 +67,8 @@ def settings(options: argparse.Namespace) -> Any:
 
     data = [f"data.path={options.data}", "data=lmsys"] if options.data else ["data.rows=600"]
     limits = [f"prompt.max_tokens={options.max_tokens}", f"train.rows_per_step={ROWS_PER_STEP}"]
-    work = ["lora.first_layer=0", "train.epochs=1", "train.label_smoothing=0"]  # what stock does
+    # What stock does.
+    work = ["lora.first_layer=0", "train.epochs=1", "train.label_smoothing=0", "head.offset=none"]
     return config(*data, *limits, *work, *OVERRIDES.get(options.one, []))
 
 
