@@ -156,7 +156,8 @@ class FormOffset:
             found = cls([Regression(**each) for each in json.loads(file.read_text(encoding="utf-8"))])
             if not found.regressions:
                 raise ValueError("it is empty")
-            found.logits([Comparison("", ("",), ("",), ("",))])
+            if not np.isfinite(found.logits([Comparison("", ("",), ("",), ("",))])).all():
+                raise ValueError("its numbers are not finite")
         except (OSError, ValueError, TypeError, IndexError) as error:
             raise UserError(
                 f"{file}: can't be read ({error}), but head.offset=form needs it.\n"

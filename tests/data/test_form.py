@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,15 @@ def test_a_damaged_or_missing_offset_is_refused(content: str | None, tmp_path: P
         (tmp_path / OFFSET_FILE).write_text(content)
     with pytest.raises(UserError, match="json: can't be read"):
         FormOffset.load(tmp_path)
+
+
+def test_an_offset_that_is_not_finite_is_refused(longer_wins: list[Comparison], tmp_path: Path) -> None:
+    fitted = dataclasses.asdict(FormOffset.fit(longer_wins).regressions[0])
+    for number in (float("nan"), float("inf")):
+        text = json.dumps([{**fitted, "intercept": [number, 0.0, 0.0]}])
+        (tmp_path / OFFSET_FILE).write_text(text)
+        with np.errstate(invalid="ignore"), pytest.raises(UserError, match="not finite"):
+            FormOffset.load(tmp_path)
 
 
 def test_rows_without_known_outcomes_give_equal_offsets() -> None:
