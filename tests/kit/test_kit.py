@@ -101,6 +101,8 @@ def test_packages_are_pinned_with_their_dependencies_and_torch_only_if_asked() -
     names = {line.partition("==")[0] for line in requirements(Packages("3.11", "any", torch=False))}
     assert {"unsloth", "transformers", "peft", "hydra-core", "huggingface_hub"} <= names
     assert "torch" not in names
+    # Of the documentation, the tests, sweeps and other loggers.
+    assert not {"mkdocs", "pymdown-extensions", "pytest", "ray", "mlflow", "nbclient", "ruff"} & names
     assert any(line.startswith("torch==") for line in requirements(Packages("3.11", "any", torch=True)))
 
 
