@@ -111,6 +111,7 @@ def small(command: str, folder: Path) -> list[str]:
     scores_untrained = "eval.py" in words and not re.search(r"\b(run|runs|cv)=", command)
     if (trains or scores_untrained) and not {"--help", "--cfg"} & set(words) and "resume=" not in command:
         given = {word.partition("=")[0] for word in words}
+        given |= {"data.folds"} if "cv" in given else set()  # which says the same
         added = [word for word in SMALL if word.partition("=")[0] not in given]
         words += [word.replace("MODEL", str(folder / "model")) for word in added]
         words += ["search.trials=2"] if "search=default" in words and "search.trials" not in given else []
