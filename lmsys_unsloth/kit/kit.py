@@ -8,14 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -167,12 +166,12 @@ def _with_dependencies(names: Iterable[str]) -> set[str]:
         with contextlib.suppress(PackageNotFoundError):
             required = [Requirement(text) for text in distribution(requirement.name).requires or ()]
             extras = ("", *requirement.extras)
-            left += [r for r in required if r.marker is None or any(map(_holds(r.marker), extras))]
+            left += [
+                each
+                for each in required
+                if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in extras)
+            ]
     return {name for name, _ in found}
-
-
-def _holds(marker: Marker) -> Callable[[str], bool]:
-    return lambda extra: marker.evaluate({"extra": extra})
 
 
 def _download(packages: Packages, target: Path) -> None:
