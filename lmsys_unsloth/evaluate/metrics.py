@@ -16,7 +16,7 @@ from scipy.special import entr, xlogy
 
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import LABELS
-from lmsys_unsloth.data.form import class_prior
+from lmsys_unsloth.data.form.regression import class_prior
 from lmsys_unsloth.evaluate import calibration
 from lmsys_unsloth.evaluate.bootstrap import (
     PairedDifference,
@@ -26,7 +26,14 @@ from lmsys_unsloth.evaluate.bootstrap import (
     random_parts,
 )
 from lmsys_unsloth.evaluate.calibration import EPSILON, Floats, Ints, log_losses
-from lmsys_unsloth.evaluate.predictions import Predictions, swap_views, unadjusted
+from lmsys_unsloth.evaluate.predictions import (
+    BASELINE_COLUMNS,
+    FORM_COLUMNS,
+    Predictions,
+    stored_columns,
+    swap_views,
+    unadjusted,
+)
 from lmsys_unsloth.evaluate.scores import (
     Baselines,
     FoldScore,
@@ -48,6 +55,7 @@ def compute_metrics(
     train_prior: NDArray[Any] | Sequence[float] | None = None,
     true_probabilities: NDArray[Any] | None = None,
     baseline_probabilities: NDArray[Any] | None = None,
+    form_probabilities: NDArray[Any] | None = None,
     raw_probabilities: NDArray[Any] | None = None,
     folds: Sequence[int] | NDArray[Any] | None = None,
     seed: int = 0,
@@ -62,6 +70,7 @@ def compute_metrics(
             evaluated rows' own shares, the best constant prediction.
         true_probabilities: ``[n, 3]`` of simulated rows, from which the best possible log loss follows.
         baseline_probabilities: ``[n, 3]`` of ``baselines.logistic_regression`` on the same rows.
+        form_probabilities: ``[n, 3]`` of ``fit_form`` on the same rows.
         raw_probabilities: ``[n, 3]`` before calibration, for the temperature; None: ``probabilities``.
         folds: ``[n]`` fold of each row; several folds are also scored one by one.
         seed: seed of the bootstrap and of the parts on which the temperature is fitted.
@@ -82,11 +91,16 @@ def compute_metrics(
     by_fold = _score_folds(losses, np.zeros(len(p)) if folds is None else np.asarray(folds))
     part = np.asarray(folds, dtype=np.int64) if by_fold else random_parts(cluster, seed)
     raw = p if raw_probabilities is None else checked_probabilities(raw_probabilities)
-    baselines, difference = _baselines(losses, y, cluster, train_prior, baseline_probabilities, seed)
+    prior = class_prior(y) if train_prior is None else np.asarray(train_prior, dtype=np.float64)
+    constant = float(log_losses(checked_probabilities(np.tile(prior, (len(y), 1))), y).mean())
+    regression, against_regression = _baseline(losses, y, cluster, baseline_probabilities, seed)
+    form, against_form = _baseline(losses, y, cluster, form_probabilities, seed)
     best_possible, expected = (None, None) if true_probabilities is None else _truth(p, true_probabilities)
     score = _score(
         p, y, log_loss_ci=bootstrap_interval(losses, cluster, seed=seed), n_groups=len(np.unique(cluster)),
-        baselines=baselines, against_logistic_regression=difference, scaling=_scale_temperature(raw, y, part),
+        baselines=Baselines(float(np.log(len(LABELS))), constant, regression, form),
+        against_logistic_regression=against_regression, against_form=against_form,
+        scaling=_scale_temperature(raw, y, part),
         class_prior_source="evaluated rows" if train_prior is None else "training rows",
         best_possible=best_possible, expected_log_loss=expected, folds=by_fold,
         fold_std=float(np.std([fold.log_loss for fold in by_fold], ddof=1)) if by_fold else None,
@@ -118,12 +132,12 @@ def score_predictions(
     *,
     train_prior: NDArray[Any] | Sequence[float] | None = None,
     true_probabilities: NDArray[Any] | None = None,
-    baseline_probabilities: NDArray[Any] | None = None,
     seed: int = 0,
 ) -> Metrics:
     """Score stored predictions with :func:`compute_metrics`; rows without a label are left out of the score.
 
-    Arrays have one line for each row of ``predictions``, unlabelled rows included.
+    The baselines are those that the predictions have columns of. ``true_probabilities`` have one line for
+    each row of ``predictions``, unlabelled rows included.
     """
     known = predictions.labelled
     rows = predictions.take(known)
@@ -133,7 +147,8 @@ def score_predictions(
         groups=rows.groups,
         train_prior=train_prior,
         true_probabilities=None if true_probabilities is None else true_probabilities[known],
-        baseline_probabilities=None if baseline_probabilities is None else baseline_probabilities[known],
+        baseline_probabilities=stored_columns(rows, BASELINE_COLUMNS),
+        form_probabilities=stored_columns(rows, FORM_COLUMNS),
         raw_probabilities=unadjusted(rows).probabilities,
         folds=rows.folds,
         seed=seed,
@@ -190,18 +205,14 @@ def checked_labels(labels: NDArray[Any], n: int) -> Ints:
     return y.astype(np.int64)
 
 
-def _baselines(
-    losses: Floats, y: Ints, cluster: Ints, train_prior: Any, regression: NDArray[Any] | None, seed: int
-) -> tuple[Baselines, PairedDifference | None]:
-    """Log losses of the baselines, and the difference of ``losses`` from those of the regression."""
-    prior = class_prior(y) if train_prior is None else np.asarray(train_prior, dtype=np.float64)
-    constant = float(log_losses(checked_probabilities(np.tile(prior, (len(y), 1))), y).mean())
-    uniform = float(np.log(len(LABELS)))
-    if regression is None:
-        return Baselines(uniform, constant, None), None
-    other = log_losses(checked_probabilities(regression), y)
-    difference = paired_bootstrap(losses, other, cluster, seed=seed)
-    return Baselines(uniform, constant, float(other.mean())), difference
+def _baseline(
+    losses: Floats, y: Ints, cluster: Ints, probabilities: NDArray[Any] | None, seed: int
+) -> tuple[float | None, PairedDifference | None]:
+    """Log loss of a baseline, and the difference of ``losses`` from its own; None without predictions."""
+    if probabilities is None:
+        return None, None
+    other = log_losses(checked_probabilities(probabilities), y)
+    return float(other.mean()), paired_bootstrap(losses, other, cluster, seed=seed)
 
 
 def _score_folds(losses: Floats, folds: NDArray[Any]) -> tuple[FoldScore, ...]:

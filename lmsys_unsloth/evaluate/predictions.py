@@ -30,7 +30,10 @@ RAW_COLUMNS = tuple(f"p_raw_{name}" for name in LABELS)
 """Columns with the model's own probabilities, present when ``p_*`` are calibrated or stacked."""
 
 FORM_COLUMNS = tuple(f"p_form_{name}" for name in LABELS)
-"""Columns with the predictions of the logistic regression on the form of the responses, if it was fitted."""
+"""Columns with the predictions of the regression on form, if it was fitted."""
+
+BASELINE_COLUMNS = tuple(f"p_baseline_{name}" for name in LABELS)
+"""Columns with the predictions of the baseline, logistic regression, if it was fitted."""
 
 SUBMISSION_COLUMNS = ("id", "winner_model_a", "winner_model_b", "winner_tie")
 """Columns of ``submission.csv``, as Kaggle expects them."""
@@ -45,8 +48,8 @@ class Predictions:
     ``extra`` holds further columns of the same length. Known names: ``group`` (rows that share a prompt),
     ``n_turns``, ``n_tokens``, ``share_cut`` (share of the conversation left out of the prompt), ``model_a``,
     ``model_b``, ``identical_answers``, :data:`SWAP_COLUMNS` for rows scored with swapped responses,
-    :data:`RAW_COLUMNS`, :data:`FORM_COLUMNS`, and ``both_orders`` (averages of several models: whether all
-    of them scored both orders of the responses).
+    :data:`RAW_COLUMNS`, :data:`FORM_COLUMNS`, :data:`BASELINE_COLUMNS`, and ``both_orders`` (averages of
+    several models: whether all of them scored both orders of the responses).
     """
 
     ids: Sequence[str]
@@ -184,12 +187,22 @@ def unadjusted(predictions: Predictions) -> Predictions:
     return dataclasses.replace(predictions, probabilities=raw, extra=extra)
 
 
-def form_columns(predictions: Predictions) -> NDArray[np.float64] | None:
-    """Predictions ``[n, 3]`` of the regression on form, or None if a row has none."""
-    if any(name not in predictions.extra for name in FORM_COLUMNS):
+def with_columns(
+    predictions: Predictions, names: Sequence[str], probabilities: NDArray[np.float64] | None
+) -> Predictions:
+    """Add probabilities ``[n, 3]``, if there are any, as three columns."""
+    if probabilities is None:
+        return predictions
+    columns = dict(zip(names, probabilities.astype(np.float32).T, strict=True))
+    return dataclasses.replace(predictions, extra={**predictions.extra, **columns})
+
+
+def stored_columns(predictions: Predictions, names: Sequence[str]) -> NDArray[np.float64] | None:
+    """The probabilities ``[n, 3]`` of three columns, or None if a row has none."""
+    if any(name not in predictions.extra for name in names):
         return None
-    form = np.array([predictions.extra[name] for name in FORM_COLUMNS], dtype=np.float64).T
-    return None if np.isnan(form).any() else form
+    stored = np.array([predictions.extra[name] for name in names], dtype=np.float64).T
+    return None if np.isnan(stored).any() else stored
 
 
 def with_swap(

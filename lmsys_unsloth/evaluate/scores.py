@@ -31,6 +31,9 @@ class Baselines:
     class_prior: float
     """The same class shares for every row."""
     logistic_regression: float | None
+    """On twelve features of the responses' form, see :mod:`lmsys_unsloth.evaluate.baselines`."""
+    form: float | None = None
+    """Of the regression that ``head.offset`` and ``eval.stack`` use, without the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class Score:
     baselines: Baselines
     class_prior_source: str
     against_logistic_regression: PairedDifference | None
+    against_form: PairedDifference | None
+    """Difference from the regression that ``head.offset`` and ``eval.stack`` use: what the model adds."""
     scaling: TemperatureScaling | None
     """None when there are no other rows to fit on: all rows share one prompt."""
     best_possible: float | None

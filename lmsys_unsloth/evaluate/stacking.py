@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from lmsys_unsloth.data.form import Regression, class_prior, fit_form
+from lmsys_unsloth.data.form.regression import Regression, class_prior, fit_form
 from lmsys_unsloth.evaluate.baselines import predict_parts
 from lmsys_unsloth.evaluate.bootstrap import random_parts
 from lmsys_unsloth.evaluate.calibration import EPSILON, Floats, Ints, apply_temperature, fit_temperature
@@ -59,7 +59,7 @@ class Calibration:
             one_order: ``[n]`` share of the models that saw the responses in the given order only.
         """
         calibrated = np.mean([apply_temperature(p, self.temperature) for p in members], axis=0)
-        form = np.mean([regression.predict(features) for regression in self.form], axis=0)
+        form = np.mean([regression.predict_form(features) for regression in self.form], axis=0)
         return {
             "temperature": calibrated,
             "stack": self.stack.predict(stack_inputs(calibrated, form, one_order)),
@@ -165,7 +165,7 @@ def adjust_parts(
             if len(np.unique(remaining)) < 2:
                 remaining = random_parts(cluster[others])
             form_others = predict_parts(features[others], known, remaining)
-            form_inside = fit_form(features[others], known).predict(features[inside])
+            form_inside = fit_form(features[others], known).predict_form(features[inside])
         else:
             form_others, form_inside = form[others], form[inside]
         scaled = apply_temperature(probabilities[others], temperature)

@@ -16,7 +16,7 @@ from lmsys_unsloth import __version__
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import replacing, write_text
-from lmsys_unsloth.data.form import OFFSET_FILE
+from lmsys_unsloth.data.form.offset import OFFSET_FILE
 from lmsys_unsloth.evaluate.predictions import read_labelled
 from lmsys_unsloth.export.exported import Exported
 

@@ -21,7 +21,7 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import replacing_folder, write_json
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.data.form import OFFSET_FILE
+from lmsys_unsloth.data.form.offset import OFFSET_FILE
 from lmsys_unsloth.evaluate import adjustment, differences
 from lmsys_unsloth.evaluate.differences import Agreement
 from lmsys_unsloth.export import card, gptq

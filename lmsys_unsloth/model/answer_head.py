@@ -23,7 +23,7 @@ from lmsys_unsloth.config.checks import TRAINED_HEADS
 from lmsys_unsloth.config.head_schema import HeadConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.data.form import FormOffset
+from lmsys_unsloth.data.form.offset import FormOffset
 from lmsys_unsloth.model.batch import Batch
 from lmsys_unsloth.model.decoder import Decoder, causal_lm
 from lmsys_unsloth.model.lm_head import cap_logits, head_logits, lm_head_rows

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lmsys_unsloth.config.schema import LoraConfig, ModelConfig, TrainConfig
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import replacing_folder, write_json
-from lmsys_unsloth.data.form import OFFSET_FILE, FormOffset
+from lmsys_unsloth.data.form.offset import OFFSET_FILE, FormOffset
 from lmsys_unsloth.model.answer_head import answer_head
 from lmsys_unsloth.model.decoder import compute_dtype
 from lmsys_unsloth.model.families import known

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from lmsys_unsloth.config.parsing import Config
-from lmsys_unsloth.data.form import FormOffset
+from lmsys_unsloth.data.form.offset import FormOffset
 from lmsys_unsloth.model import loading, trained_weights
 from lmsys_unsloth.model.answer_head import attach_head
 from lmsys_unsloth.predict.engines.engine import OTHER_ENGINES, EngineModel, open_engine

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import LABELS, Comparison
-from lmsys_unsloth.data.form import form_features
+from lmsys_unsloth.data.form.features import form_features
 from lmsys_unsloth.evaluate import adjustment, averaging
 from lmsys_unsloth.evaluate.predictions import Predictions
 from lmsys_unsloth.evaluate.stacking import Calibration

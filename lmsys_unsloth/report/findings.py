@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from lmsys_unsloth.data.selection import FEW_PROMPTS
+from lmsys_unsloth.evaluate.bootstrap import PairedDifference
 from lmsys_unsloth.evaluate.scores import Metrics, Score
 from lmsys_unsloth.report import adjustment_findings
 from lmsys_unsloth.report.finding import LARGE_DIFFERENCE, Finding, Tone, between
@@ -118,12 +119,26 @@ def _compare_with_others(score: Score) -> Iterator[Finding]:
             chance = "" if certain else "; the difference may be due to chance"
             text = f"It beats {model} by {-pair.difference:.3f}{between(gain)}{chance}."
             yield Finding(text, "good" if certain else "plain")
+    if score.baselines.form is not None and score.against_form is not None:
+        yield _compare_with_form(score.baselines.form, score.against_form)
     if best is not None:
         text = f"The best possible log loss on these simulated rows is {best:.3f}"
         if max(best, score.log_loss) < prior:
             closed = (prior - score.log_loss) / (prior - best)
             text += f"; the model covers {closed:.0%} of the distance from the class prior to it"
         yield Finding(f"{text}.")
+
+
+def _compare_with_form(form: float, pair: PairedDifference) -> Finding:
+    """What the model adds to the regression that may be part of its own predictions."""
+    alone = f"The regression on form that head.offset and eval.stack use scores {form:.3f} without the model"
+    if pair.difference_ci is not None and pair.difference_ci[1] < 0:
+        gain = (-pair.difference_ci[1], -pair.difference_ci[0])
+        return Finding(f"{alone}: the model knows more, by {-pair.difference:.3f}{between(gain)}.", "good")
+    difference = f"{pair.difference:+.3f}{between(pair.difference_ci)}".replace("-", "−")
+    return Finding(
+        f"{alone}; the difference of {difference} does not show that the model knows more than the form says."
+    )
 
 
 def _describe_rows(metrics: Metrics, score: Score) -> Iterator[Finding]:

@@ -38,7 +38,9 @@ def score_lines(metrics: Metrics) -> list[ScoreLine]:
     ]
     if baselines.logistic_regression is not None:
         regression = baselines.logistic_regression
-        lines.append(ScoreLine("logistic regression", regression, "form of responses"))
+        lines.append(ScoreLine("logistic regression", regression, "twelve features of form"))
+    if baselines.form is not None:
+        lines.append(ScoreLine("regression on form", baselines.form, "as head.offset and eval.stack use it"))
     note = f"{score.n:,} rows, accuracy {score.accuracy:.1%}"
     used = "raw" if metrics.adjustment == "none" else metrics.adjustment
     if len(metrics.adjusted) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -11,7 +12,15 @@ from preferences import labelled
 
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.data.folds import balance, folds_fingerprint, load_folds, make_folds, save_folds
+from lmsys_unsloth.data.folds import (
+    SESSION,
+    balance,
+    folds_fingerprint,
+    grouping_columns,
+    load_folds,
+    make_folds,
+    save_folds,
+)
 
 
 def _rows(count: int, seed: int = 0) -> tuple[list[Comparison], np.ndarray]:
@@ -30,6 +39,14 @@ def test_groups_stay_together_and_labels_are_spread() -> None:
         inside = made.of_row == fold
         assert 180 < inside.sum() < 220
         assert np.abs(np.bincount(labels[inside]) / inside.sum() - np.bincount(labels) / 1000).max() < 0.03
+
+
+def test_sessions_are_grouped_by_where_the_file_has_them() -> None:
+    rows, _ = _rows(4)
+    with_session = [dataclasses.replace(row, extra={SESSION: "s", "judge": "x"}) for row in rows]
+    assert grouping_columns(rows, []) == []
+    assert grouping_columns(with_session, ["judge"]) == ["judge", SESSION]
+    assert grouping_columns(with_session, [SESSION]) == [SESSION]
 
 
 def test_the_seed_decides() -> None:

@@ -11,9 +11,15 @@ import pytest
 from scipy.special import softmax
 
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.data import form
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.data.form import DIFFERENCES, FEATURES, OFFSET_FILE, FormOffset, form_features
+from lmsys_unsloth.data.form.features import (
+    COMPARED_CHARACTERS,
+    FEATURES,
+    MEASURES,
+    form_features,
+    swapped_features,
+)
+from lmsys_unsloth.data.form.offset import OFFSET_FILE, FormOffset
 
 
 def row(a: str, b: str, label: int | None = 0, prompt: str = "Tell me about tea") -> Comparison:
@@ -28,20 +34,42 @@ def test_features_of_known_texts():
     listed = row("# Tea\n- green\n* black\n1. white\n2) **old**\nend", "Tea")
     assert feature("list items", listed) == pytest.approx(np.log1p(4))
     assert feature("bold or headings", listed) == pytest.approx(np.log1p(3))
+    assert feature("lines", listed) == pytest.approx(np.log1p(5))
     assert feature("code blocks", row("```py\nx\n```", "x")) == pytest.approx(np.log1p(2))
     assert feature("length", row("abc", "")) == pytest.approx(np.log1p(3))
     assert feature("similarity of the answers", row("one two three", "Three, four!")) == pytest.approx(1 / 4)
     assert feature("similarity to the prompt", row("tea me", "coffee")) == pytest.approx(2 / 4)
+    assert feature("words of the prompt", row("tea me and you", "tell")) == pytest.approx(2 / 4 - 1 / 4)
+    assert feature("distinct words", row("no no no yes", "no")) == pytest.approx(2 / 4 - 1)
+    assert feature("distinct word triples", row("a b c a b c", "a b c")) == pytest.approx(3 / 4 - 1)
+    assert feature("sentence length", row("One two. Three four! Five?", "")) == pytest.approx(np.log1p(5 / 3))
+    assert feature("refusals", row("I'm SORRY, as an AI I can’t.", "")) == pytest.approx(np.log1p(3))
+    assert feature("complete ending", row("Done. \n", "Not quite")) == 1
+    assert feature("word length", row("tea coffee", "tea")) == pytest.approx(4.5 - 3)
+    assert feature("other than ASCII", row("café", "tea")) == pytest.approx(1 / 4)
     assert feature("identical answers", row("same", "same")) == 1
     assert feature("similarity of the answers", row("", "")) == 1
+    assert feature("length gap", row("", "abc")) == pytest.approx(np.log1p(3))
+    assert feature("list gap", row("- a", "b")) == feature("code gap", row("```", "b")) == np.log(2)
+    assert feature("turns", row("a", "b")) == pytest.approx(np.log(2))
+    assert feature("prompt length", row("a", "b", prompt="abc")) == pytest.approx(np.log(4))
+    assert feature("mean length", row("abc", "a")) == pytest.approx((np.log(4) + np.log(2)) / 2)
+
+
+def test_words_beyond_the_compared_characters_do_not_count():
+    long = "tea " * COMPARED_CHARACTERS
+    assert feature("distinct words", row(long + "green", long)) == 0
+    assert feature("length", row(long + "green", long)) > 0
 
 
 def test_swapping_the_responses_negates_differences_and_keeps_the_others():
     comparison = row("- a long list\n- with ```code``` and **bold** tea", "short")
     first, second = form_features([comparison, comparison.swapped()])
-    np.testing.assert_allclose(first[:DIFFERENCES], -second[:DIFFERENCES])
-    np.testing.assert_allclose(first[DIFFERENCES:], second[DIFFERENCES:])
-    assert (first[:DIFFERENCES] > 0).all()
+    np.testing.assert_array_equal(swapped_features(first[None])[0], second)
+    differences = len(MEASURES)
+    np.testing.assert_array_equal(first[:differences], -second[:differences])
+    np.testing.assert_array_equal(first[differences:], second[differences:])
+    assert (first[:5] > 0).all()
 
 
 @pytest.fixture(scope="module")
@@ -119,4 +147,4 @@ def test_rows_without_known_outcomes_give_equal_offsets() -> None:
     of_nothing = FormOffset.fit([]).logits(unlabelled)
     for found in (offset.logits(unlabelled), offset.held_out_logits(unlabelled), of_nothing):
         np.testing.assert_allclose(found, np.log(1 / 3))
-    assert form.form_features([]).shape == (0, len(FEATURES))
+    assert form_features([]).shape == (0, len(FEATURES))

@@ -15,15 +15,18 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.arena import simulate
 from lmsys_unsloth.data.comparison import Comparison, label_array
-from lmsys_unsloth.data.form import fit_form, form_features
+from lmsys_unsloth.data.form.features import form_features
+from lmsys_unsloth.data.form.regression import fit_form
 from lmsys_unsloth.evaluate import adjustment, baselines
 from lmsys_unsloth.evaluate.calibration import apply_temperature, fit_temperature
 from lmsys_unsloth.evaluate.predictions import (
+    BASELINE_COLUMNS,
     FORM_COLUMNS,
     RAW_COLUMNS,
     Predictions,
     read_predictions,
     unadjusted,
+    with_columns,
     with_swap,
     write_predictions,
 )
@@ -88,19 +91,19 @@ def test_one_group_of_prompts_leaves_the_predictions_as_they_are(caplog: pytest.
     final, method = adjustment.choose(raw, candidates, CALIBRATE)
     assert (candidates, method) == ({}, "none") and final is raw
     assert "eval.calibrate=temperature has no effect" in caplog.text
-    assert list(adjustment.compare(raw, candidates, None)) == ["raw"]
+    assert list(adjustment.compare(raw, candidates)) == ["raw"]
 
 
 def test_every_method_is_compared_with_raw_predictions_and_with_the_regression() -> None:
     raw = predictions()
-    form = baselines.cross_validate(ROWS, raw.folds)
-    scores = adjustment.compare(raw, adjustment.adjust_out_of_fold(raw, FEATURES), form)
+    raw = with_columns(raw, BASELINE_COLUMNS, baselines.cross_validate(ROWS, raw.folds))
+    scores = adjustment.compare(raw, adjustment.adjust_out_of_fold(raw, FEATURES))
     assert list(scores) == ["raw", "temperature", "stack"] and scores["raw"].against_raw is None
     pair = scores["temperature"].against_raw
     assert pair is not None and pair.difference_ci is not None
     assert pair.difference == pytest.approx(scores["temperature"].log_loss - scores["raw"].log_loss)
     assert pair.difference_ci[1] < 0  # the predictions are overconfident
-    assert adjustment.compare(dataclasses.replace(raw, labels=np.full(N, -1)), {}, None) == {}
+    assert adjustment.compare(dataclasses.replace(raw, labels=np.full(N, -1)), {}) == {}
 
 
 def make_run(path: Path, fold: int, method: str = "none") -> Run:
@@ -111,8 +114,8 @@ def make_run(path: Path, fold: int, method: str = "none") -> Run:
     own, rows = everything.take(inside), [row for row, chosen in zip(ROWS, inside, strict=True) if chosen]
     train = [row for row, chosen in zip(ROWS, inside, strict=True) if not chosen]
     regression = fit_form(form_features(train), label_array(train))
-    form = regression.predict(form_features(rows))
-    raw = adjustment.with_form(own, form)
+    form = regression.predict_form(form_features(rows))
+    raw = with_columns(own, FORM_COLUMNS, form)
     config = eval_config(calibrate=method)
     final, _ = adjustment.choose(raw, adjustment.adjust_out_of_fold(raw, form_features(rows), form), config)
     run.data.write_text(json.dumps({"fingerprint": "data"}))

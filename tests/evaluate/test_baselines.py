@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.data.form import class_prior
+from lmsys_unsloth.data.form.regression import class_prior
 from lmsys_unsloth.evaluate import baselines, calibration
 
 

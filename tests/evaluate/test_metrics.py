@@ -15,7 +15,13 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.arena import simulate
 from lmsys_unsloth.data.selection import Overlap
 from lmsys_unsloth.evaluate import adjustment, calibration, metrics
-from lmsys_unsloth.evaluate.predictions import Predictions, with_swap
+from lmsys_unsloth.evaluate.predictions import (
+    BASELINE_COLUMNS,
+    FORM_COLUMNS,
+    Predictions,
+    with_columns,
+    with_swap,
+)
 from lmsys_unsloth.evaluate.scores import Metrics, ModelScore, ScoringSpeed, SwapConsistency, WeightAverage
 
 
@@ -145,6 +151,20 @@ def test_class_prior_without_training_rows_is_the_best_constant():
     assert got.class_prior_source == "evaluated rows"
 
 
+def test_two_folds_are_scored_one_by_one_and_give_a_temperature():
+    truth, labels = random_case(40)
+    folds = np.arange(40) % 2
+    got = metrics.compute_metrics(truth, labels, folds=folds).score
+    want = [calibration.log_losses(truth[folds == fold], labels[folds == fold]).mean() for fold in (0, 1)]
+    assert [(fold.fold, fold.n) for fold in got.folds] == [(0, 20), (1, 20)]
+    assert [fold.log_loss for fold in got.folds] == pytest.approx(want)
+    assert got.fold_std == pytest.approx(abs(want[0] - want[1]) / math.sqrt(2))
+    out_of_fold = calibration.temperature_out_of_fold(truth, labels, folds)
+    assert got.scaling.log_loss_after_temperature == pytest.approx(
+        calibration.log_losses(out_of_fold, labels).mean()
+    )
+
+
 def test_errors_say_value_rule_and_remedy():
     good = np.full((3, 3), 1 / 3)
     labels = np.array([0, 1, 2])
@@ -152,6 +172,8 @@ def test_errors_say_value_rule_and_remedy():
         metrics.compute_metrics(np.where(np.arange(3)[:, None] == 1, np.nan, good), labels)
     with pytest.raises(UserError, match=r"row 0 and 2 others .* sums to 2\..*softmax"):
         metrics.compute_metrics(good * 2, labels)
+    with pytest.raises(UserError, match="row 1 and 1 others are not a distribution"):
+        metrics.compute_metrics(good * np.array([[1], [2], [2]]), labels)
     with pytest.raises(UserError, match="not a distribution"):
         metrics.compute_metrics(np.array([[1.5, -0.5, 0.0]]), np.array([0]))
     with pytest.raises(ValueError, match=r"shape \(3, 2\); expected \[n, 3\]"):
@@ -160,6 +182,8 @@ def test_errors_say_value_rule_and_remedy():
         metrics.compute_metrics(good, labels[:2])
     with pytest.raises(ValueError, match="drop unlabelled rows"):
         metrics.compute_metrics(good, np.array([0, 1, -1]))
+    with pytest.raises(ValueError, match="drop unlabelled rows"):
+        metrics.compute_metrics(good, np.array([0, 1, 3]))
     with pytest.raises(ValueError, match="2 groups for 3 rows"):
         metrics.compute_metrics(good, labels, groups=["x", "y"])
 
@@ -211,16 +235,16 @@ def full_metrics() -> Metrics:
     """Metrics in which no part is missing."""
     truth, labels = random_case(40)
     p = Predictions(list(map(str, range(40))), np.arange(40) % 2, truth.astype(np.float32), labels)
-    scored = metrics.score_predictions(
-        with_swap(p, truth), true_probabilities=truth, baseline_probabilities=truth
-    )
+    for names in (BASELINE_COLUMNS, FORM_COLUMNS):
+        p = with_columns(p, names, truth)
+    scored = metrics.score_predictions(with_swap(p, truth), true_probabilities=truth)
     return dataclasses.replace(
         scored,
         scoring=ScoringSpeed(2.0, 20.0, 400.0, 1.0, swap_seconds=1.0, swap_seconds_saved=0.5),
         trained_rows=Overlap(left_out=3, scored=0),
         runs_compared=(ModelScore(("RUN",), 1.0, None, None),),
         adjustment="stack",
-        adjusted=adjustment.compare(p, {"temperature": truth, "stack": truth}, truth),
+        adjusted=adjustment.compare(p, {"temperature": truth, "stack": truth}),
         weight_average=WeightAverage(runs=2, rows=32, mean_distance=0.01),
     )
 
@@ -240,12 +264,12 @@ def test_the_layout_of_metrics_json_is_stable():
     assert got.keys() == {
         "version", "log_loss", "log_loss_ci", "accuracy", "n", "n_groups", "n_unlabelled", "brier",
         "smooth_ece", "smooth_ece_by_class", "class_counts", "predicted_counts", "mean_probabilities",
-        "baselines", "class_prior_source", "against_logistic_regression", "temperature",
+        "baselines", "class_prior_source", "against_logistic_regression", "against_form", "temperature",
         "log_loss_after_temperature", "best_possible", "expected_log_loss", "folds", "fold_std",
         "leaderboard_estimate", "leaderboard_note", "swap", "scoring", "trained_rows", "runs_compared",
         "adjustment", "adjusted", "weight_average",
     }  # fmt: skip
-    assert got["baselines"].keys() == {"uniform", "class_prior", "logistic_regression"}
+    assert got["baselines"].keys() == {"uniform", "class_prior", "logistic_regression", "form"}
     assert got["against_logistic_regression"].keys() == {"difference", "difference_ci", "first_better"}
     assert got["folds"][1].keys() == {"fold", "n", "log_loss"}
     assert got["swap"].keys() == {"n", "mean_shift", "flips", "first_position_bias"}

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lmsys_unsloth.data.arena import simulate
-from lmsys_unsloth.data.form import fit_form, form_features
+from lmsys_unsloth.data.form.features import form_features
+from lmsys_unsloth.data.form.regression import fit_form
 from lmsys_unsloth.evaluate import baselines
 from lmsys_unsloth.evaluate.bootstrap import paired_bootstrap
 from lmsys_unsloth.evaluate.calibration import apply_temperature, fit_temperature, log_losses
@@ -62,7 +63,11 @@ def test_a_stack_on_few_rows_is_not_worse_than_model_or_form(
         calibration = Calibration(temperature, stack, (form,), n)
         stacked = calibration.adjust([model[new]], features[new], ONCE(1500))["stack"]
         np.testing.assert_allclose(stacked.sum(axis=1), 1)
-        for name, p in {"model": model[new], "form": form.predict(features[new]), "stack": stacked}.items():
+        for name, p in {
+            "model": model[new],
+            "form": form.predict_form(features[new]),
+            "stack": stacked,
+        }.items():
             losses[name].append(log_losses(p, labels[new]).mean())
     mean = {name: float(np.mean(values)) for name, values in losses.items()}
     assert mean["stack"] < min(mean["model"], mean["form"]) + NOISE
@@ -162,7 +167,7 @@ def test_a_calibration_is_the_same_after_json(arena: tuple[Array, Array, NDArray
     features, truth, labels = (values[:60] for values in arena)
     form = fit_form(features, labels)
     calibration = Calibration(
-        1.7, fit_stack(truth, form.predict(features), labels, ONCE(60)), (form, form), 60
+        1.7, fit_stack(truth, form.predict_form(features), labels, ONCE(60)), (form, form), 60
     )
     again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
     for method, p in calibration.adjust([truth, truth[::-1]], features, ONCE(60)).items():

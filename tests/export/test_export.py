@@ -22,7 +22,7 @@ from lmsys_unsloth import Predictor
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.data.form import OFFSET_FILE
+from lmsys_unsloth.data.form.offset import OFFSET_FILE
 from lmsys_unsloth.evaluate import differences
 from lmsys_unsloth.evaluate.differences import Agreement
 from lmsys_unsloth.export import export as export_module

@@ -12,7 +12,13 @@ from factories import config
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.evaluate.predictions import Predictions, with_swap
+from lmsys_unsloth.evaluate.predictions import (
+    BASELINE_COLUMNS,
+    FORM_COLUMNS,
+    Predictions,
+    with_columns,
+    with_swap,
+)
 
 if TYPE_CHECKING:
     from lmsys_unsloth.report.results import Outcome
@@ -29,7 +35,7 @@ def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def _evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Outcome]:
-    from lmsys_unsloth.data.form import form_features
+    from lmsys_unsloth.data.form.features import form_features
     from lmsys_unsloth.evaluate.adjustment import adjust_out_of_fold
     from lmsys_unsloth.evaluate.scores import ScoringSpeed
     from lmsys_unsloth.report.results import report_results
@@ -51,9 +57,9 @@ def _evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Outcome]:
     speed = ScoringSpeed(seconds=30.0, rows_per_second=1.0, tokens_per_second=5.0, peak_memory_gb=1.0)
     regression = random.dirichlet(np.ones(3), 30)
     candidates = adjust_out_of_fold(both, form_features(rows), regression)
-    outcome = report_results(
-        run, config(), both, rows, candidates=candidates, baseline_probabilities=regression, scoring=speed
-    )
+    for names in (BASELINE_COLUMNS, FORM_COLUMNS):
+        both = with_columns(both, names, regression)
+    outcome = report_results(run, config(), both, rows, candidates=candidates, scoring=speed)
     return run, outcome
 
 

@@ -28,7 +28,7 @@ def known_case(n: int, temperature: float) -> tuple[Predictions, Array]:
 
 def scored(predicted: Predictions, candidates: dict[Method, Array], method: Method = "none") -> Metrics:
     final = predicted if method == "none" else adjustment.adjusted(predicted, candidates[method])
-    compared = adjustment.compare(predicted, candidates, None)
+    compared = adjustment.compare(predicted, candidates)
     return dataclasses.replace(metrics.score_predictions(final), adjustment=method, adjusted=compared)
 
 

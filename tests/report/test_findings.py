@@ -72,6 +72,15 @@ def test_a_model_that_loses_to_logistic_regression_is_reported_as_bad():
     assert any("form alone predicts better" in tip for tip in suggestions(m))
 
 
+def test_what_a_model_knows_beyond_the_form_is_reported():
+    p, labels, truth = known_case()
+    better = metrics.compute_metrics(truth, labels, form_probabilities=(p + 1) / 4)
+    assert "without the model: the model knows more, by 0." in texts(better)
+    equal = metrics.compute_metrics(truth, labels, form_probabilities=truth)
+    assert "does not show that the model knows more" in texts(equal)
+    assert "that head.offset" not in texts(metrics.compute_metrics(truth, labels))
+
+
 def test_a_model_that_is_worse_than_a_constant_is_reported_as_bad():
     p, labels, _ = known_case(temperature=0.2)
     m = metrics.compute_metrics(np.roll(p, 1, axis=1), labels)

@@ -17,7 +17,13 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.selection import Overlap
 from lmsys_unsloth.evaluate import adjustment, metrics
-from lmsys_unsloth.evaluate.predictions import Predictions, with_swap
+from lmsys_unsloth.evaluate.predictions import (
+    BASELINE_COLUMNS,
+    FORM_COLUMNS,
+    Predictions,
+    with_columns,
+    with_swap,
+)
 from lmsys_unsloth.report import page, plots, score_table
 
 HOSTILE = (
@@ -47,6 +53,13 @@ def case(n: int = 40, *, label=lambda i: i % 3, text: str = "word"):
     labels = np.array([-1 if r.label is None else r.label for r in rows])
     p = random.dirichlet([2, 2, 2], n).astype(np.float32)
     return Predictions([r.id for r in rows], np.zeros(n, int), p, labels, {"share_cut": [0.0] * n}), rows
+
+
+def with_baselines(predictions, probabilities):
+    """Add the same probabilities as those of both regressions."""
+    for names in (BASELINE_COLUMNS, FORM_COLUMNS):
+        predictions = with_columns(predictions, names, probabilities)
+    return predictions
 
 
 def described(path, *, command="python train.py fold=0", config="seed: 0\n", env=None, curve=CURVE) -> Run:
@@ -99,7 +112,7 @@ def parsed(html: str) -> Tags:
 def test_every_section_is_there(tmp_path):
     predictions, rows = case(60)
     both = with_swap(predictions, predictions.probabilities[:, [1, 0, 2]])
-    html = write(tmp_path, both, rows, baseline_probabilities=predictions.probabilities)
+    html = write(tmp_path, with_baselines(both, predictions.probabilities), rows)
     assert re.findall("<h2>(.*?)</h2>", html) == [
         "Summary", "Log loss and baselines", "Calibration", "Distribution of the probabilities",
         "Confusion matrix and effect of the order", "Log loss by slice", "Learning curve",
@@ -254,8 +267,9 @@ def test_raw_calibrated_and_stacked_are_in_one_table_with_their_differences(tmp_
     predictions, rows = case(60)
     regression = np.random.default_rng(1).dirichlet([2, 2, 2], 60)
     candidates = {"temperature": np.full((60, 3), 1 / 3), "stack": regression[::-1]}
-    compared = adjustment.compare(predictions, candidates, regression)
-    scored = metrics.score_predictions(predictions, baseline_probabilities=regression)
+    predictions = with_baselines(predictions, regression)
+    compared = adjustment.compare(predictions, candidates)
+    scored = metrics.score_predictions(predictions)
     run = described(tmp_path)
     page.write_report(
         run, dataclasses.replace(scored, adjusted=compared, adjustment=method), predictions, rows
@@ -264,11 +278,12 @@ def test_raw_calibrated_and_stacked_are_in_one_table_with_their_differences(tmp_
         "(?s)<h2>Log loss and baselines</h2>.*?(<table>.*?</table>)", run.report.read_text()
     )
     lines = re.findall("(?s)<tr( class=.own.)?><td>(.*?)</td>(.*?)</tr>", table)
-    names = ["uniform", "class prior", "logistic regression", "raw", "calibrated", "stacked"]
+    names = ["uniform", "class prior", "logistic regression", "regression on form"]
+    names += ["raw", "calibrated", "stacked"]
     assert [name.removesuffix(" (this run)") for _, name, _ in lines] == names
     used = {"none": "raw", "temperature": "calibrated", "stack": "stacked"}[method]
     assert [name for own, name, _ in lines if own] == [f"{used} (this run)"]
-    for (_, _, cells), own in zip(lines[3:], compared.values(), strict=True):
+    for (_, _, cells), own in zip(lines[4:], compared.values(), strict=True):
         assert f">{own.log_loss:.4f}<" in cells
         for pair in (own.against_logistic_regression, own.against_raw):
             assert f">{score_table.format_difference(pair)}<" in cells
@@ -286,13 +301,10 @@ def test_a_failing_report_leaves_the_old_one(tmp_path, no_figures, monkeypatch):
 
 def test_terminal_table_is_aligned_and_complete():
     predictions, _ = case(200)
-    m = metrics.score_predictions(
-        predictions,
-        baseline_probabilities=predictions.probabilities,
-        true_probabilities=predictions.probabilities,
-    )
+    predictions = with_baselines(predictions, predictions.probabilities)
+    m = metrics.score_predictions(predictions, true_probabilities=predictions.probabilities)
     candidates = {"temperature": np.full((200, 3), 1 / 3), "stack": np.full((200, 3), 1 / 3)}
-    compared = adjustment.compare(predictions, candidates, predictions.probabilities)
+    compared = adjustment.compare(predictions, candidates)
     m = dataclasses.replace(m, adjusted=compared)
     console = Console(file=io.StringIO(), width=90, force_terminal=False)
     page.print_summary(m, console)

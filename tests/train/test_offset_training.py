@@ -16,7 +16,7 @@ from training_cases import ANSWER_IDS, LORA, TRAIN, fit, rows
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.data.form import OFFSET_FILE, FormOffset
+from lmsys_unsloth.data.form.offset import OFFSET_FILE, FormOffset
 from lmsys_unsloth.evaluate.scoring import score_rows
 from lmsys_unsloth.model import loading, trained_weights
 from lmsys_unsloth.model.answer_head import AnswerHead, answer_head, attach_head, form_offsets

@@ -15,7 +15,7 @@ from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.data.form import OFFSET_FILE
+from lmsys_unsloth.data.form.offset import OFFSET_FILE
 from lmsys_unsloth.prompting.encoding import EncodedRow
 
 Order = Literal["forward", "swapped"]

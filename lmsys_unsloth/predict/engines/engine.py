@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.data.form import FormOffset
+from lmsys_unsloth.data.form.offset import FormOffset
 from lmsys_unsloth.model.batch import Batch
 from lmsys_unsloth.prompting.answer_tokens import AnswerIds
 from lmsys_unsloth.prompting.encoding import RowEncoder
