@@ -48,6 +48,10 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("model/test_lm_head.py", "model/test_answer_head.py", "model/test_decoder.py"),
     ),
     "parity": ("model/parity.py", ("model/test_parity.py",)),
+    "features": ("data/form/features.py", ("data/test_form.py",)),
+    "regression": ("data/form/regression.py", ("data/test_form.py", "evaluate/test_baselines.py")),
+    "offset": ("data/form/offset.py", ("data/test_form.py",)),
+    "stacking": ("evaluate/stacking.py", ("evaluate/test_stacking.py", "evaluate/test_adjustment.py")),
 }  # fmt: skip
 """Modules that must not drift, in the package, and their tests in ``tests``."""
 

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.arena import simulate
+from lmsys_unsloth.data.comparison import Comparison, label_array
 from lmsys_unsloth.data.form.features import (
     COMPARED_CHARACTERS,
     FEATURES,
@@ -20,6 +23,7 @@ from lmsys_unsloth.data.form.features import (
     swapped_features,
 )
 from lmsys_unsloth.data.form.offset import OFFSET_FILE, FormOffset
+from lmsys_unsloth.data.form.regression import Regression, class_prior, fit_form
 
 
 def row(a: str, b: str, label: int | None = 0, prompt: str = "Tell me about tea") -> Comparison:
@@ -82,6 +86,62 @@ def longer_wins() -> list[Comparison]:
         label = 2 if random.random() < 0.2 else int(a < b)
         rows.append(row("word " * a, "word " * b, label, prompt=f"Prompt {number // 2}"))
     return rows
+
+
+def test_the_regression_is_that_of_scikit_learn_on_bounded_inputs_in_both_orders():
+    rows = simulate(300, 0, "short")
+    train, new = rows[:200], rows[200:]
+    both = form_features([*train, *(each.swapped() for each in train)])
+    scaler = StandardScaler().fit(both)
+    weight = np.where([name.startswith("mean ") for name in FEATURES], 0.4, 1.0)
+
+    def inputs(features):
+        return np.tanh(scaler.transform(features)) * weight
+
+    labels = label_array([*train, *(each.swapped() for each in train)])
+    model = LogisticRegression(C=0.1, max_iter=1000).fit(inputs(both), labels)
+    found = fit_form(form_features(train), label_array(train))
+    np.testing.assert_allclose(  # as far as the optimiser found the minimum
+        found.predict_form(form_features(new)), model.predict_proba(inputs(form_features(new))), rtol=1e-3
+    )
+    assert found.prior[0] == found.prior[1] == pytest.approx((labels == 0).mean())
+
+
+def test_unlabelled_rows_change_no_regression():
+    rows = simulate(60, 0, "short")
+    unlabelled = [dataclasses.replace(each, label=None) for each in simulate(20, 1, "short")]
+    alone = fit_form(form_features(rows), label_array(rows))
+    together = fit_form(form_features([*rows, *unlabelled]), label_array([*rows, *unlabelled]))
+    assert alone == together
+
+
+def test_an_input_that_is_the_same_in_all_rows_says_nothing_of_new_ones():
+    rows = [row("word " * (1 + k % 7), "word " * (1 + k % 5), k % 3) for k in range(60)]
+    fitted = fit_form(form_features(rows), label_array(rows))
+    assert fitted.scale[FEATURES.index("refusals")] == 1
+    assert np.array(fitted.coefficients)[:, FEATURES.index("refusals")] == pytest.approx([0, 0, 0])
+
+
+def test_two_outcomes_are_predicted_by_one_logit():
+    rows = [each for each in simulate(200, 0, "short") if each.label != 2]
+    features, labels = form_features(rows), label_array(rows)
+    found = fit_form(features, labels).predict_form(features)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    assert found[:, 2] == pytest.approx(class_prior(labels)[2])
+    assert (found[:, :2].argmax(axis=1) == labels).mean() > 0.6
+
+
+def test_a_regression_of_an_earlier_version_uses_the_features_that_it_names():
+    earlier = Regression(
+        ("list gap", "length"), (0.0, 1.0), (1.0, 2.0), (0, 1, 2), ((1.0, 2.0), (0.0, 0.0), (0.0, 0.0)),
+        (0.5, 0.0, 0.0), (0.4, 0.3, 0.3),
+    )  # fmt: skip
+    rows = [row("- a", "b"), row("a", "b")]
+    gaps, lengths = np.array([[feature("list gap", each), feature("length", each)] for each in rows]).T
+    logits = np.column_stack([gaps + 2 * (lengths - 1) / 2 + 0.5, np.zeros(2), np.zeros(2)])
+    np.testing.assert_allclose(earlier.predict_form(form_features(rows)), softmax(logits, axis=1))
+    with pytest.raises(ValueError, match="unknown inputs: rhymes"):
+        dataclasses.replace(earlier, inputs=("list gap", "rhymes")).predict_form(form_features(rows))
 
 
 def test_an_offset_is_the_log_probability_of_what_the_form_predicts(longer_wins: list[Comparison]) -> None:

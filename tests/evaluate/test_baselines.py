@@ -7,8 +7,13 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from lmsys_unsloth.data.comparison import Comparison
+from lmsys_unsloth.data.arena import simulate
+from lmsys_unsloth.data.comparison import Comparison, label_array
+from lmsys_unsloth.data.form.features import FEATURES, form_features
 from lmsys_unsloth.data.form.regression import class_prior
 from lmsys_unsloth.evaluate import baselines, calibration
 
@@ -28,6 +33,16 @@ def test_the_regression_learns_that_the_longer_response_wins():
     labels = np.array([r.label for r in rows[200:]])
     assert (p.argmax(axis=1) == labels).mean() > 0.9
     assert p[:, 2] == pytest.approx(class_prior(np.array([r.label for r in rows[:200]]))[2])
+
+
+def test_the_baseline_is_a_regression_of_scikit_learn_on_twelve_features():
+    rows = simulate(300, 0, "short")
+    inputs = form_features(rows)[:, [FEATURES.index(name) for name in baselines.INPUTS]]
+    assert inputs.shape[1] == 12
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=1000))
+    expected = pipeline.fit(inputs[:200], label_array(rows[:200])).predict_proba(inputs[200:])
+    found = baselines.logistic_regression(rows[:200], rows[200:])
+    np.testing.assert_allclose(found, expected, rtol=1e-3)  # as far as the optimiser found the minimum
 
 
 def test_training_rows_of_one_outcome_or_none_give_the_class_prior():

@@ -65,6 +65,8 @@ class Regression:
         Raises:
             ValueError: the regression has an input that is not in FEATURES.
         """
+        if unknown := [name for name in self.inputs if name not in FEATURES]:
+            raise ValueError(f"unknown inputs: {', '.join(unknown)}")
         return self.predict(features[:, [FEATURES.index(name) for name in self.inputs]])
 
 
