@@ -7,9 +7,8 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from lmsys_unsloth.config.parsing import Config
@@ -20,12 +19,13 @@ from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.model import loading, memory, trained_weights
 from lmsys_unsloth.model.answer_head import answer_head, attach_head
-from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder
+from lmsys_unsloth.model.decoder import FastDecoder
 from lmsys_unsloth.model.parity import FallbackDecoder, choose_decoder
 from lmsys_unsloth.model.trained_weights import trained_parameters
 from lmsys_unsloth.prompting.encoded_rows import token_counts
 from lmsys_unsloth.prompting.encoding import EncodedRow
 from lmsys_unsloth.prompting.prepared import Prepared
+from lmsys_unsloth.train.decoder_setup import set_up_decoder
 from lmsys_unsloth.train.early_stopping import KEY, EarlyStopping, mean_loss
 from lmsys_unsloth.train.gradients import copy_from_first
 from lmsys_unsloth.train.metric_logger import MetricLogger
@@ -36,7 +36,6 @@ from lmsys_unsloth.train.steps import (
     Step,
     evenness,
     group_indices,
-    merge_micro_batches,
     padding_share,
     plan_steps,
     share_steps,
@@ -48,12 +47,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-FROZEN_STATES_SHARE = 0.25
-"""Fraction of free memory that the states of frozen layers may use, to compute them once for all epochs."""
-
-ACTIVATION_SHARE = 0.8
-"""Fraction of free memory that activations may use; gradients, LM head and fragmentation need the rest."""
 
 
 def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: MetricLogger) -> nn.Module:
@@ -126,20 +119,14 @@ def train(
     group = ranks.current()
     lengths = token_counts(rows)
     planned = _plan(units, lengths, config, seed)
-    steps = _own_share(planned, units, lengths, config)
     decoder = choose_decoder(model, rows, fast=config.fast, fp8=fp8, training=True)
+    steps, checkpoints = set_up_decoder(decoder, _own_share(planned, units, lengths, config), lengths, config)
     packed = isinstance(decoder, FastDecoder)  # the reference decoder pads
     padding = 0.0 if packed else padding_share([batch for step in steps for batch in step], lengths)
-    auto = config.tokens_per_micro_batch == "auto" and torch.cuda.is_available()
-    if isinstance(decoder, FastDecoder) and auto:
-        steps = _merge_as_memory_allows(steps, decoder, lengths)
-    checkpointing = _set_checkpoints(decoder, config, steps, lengths)
-    if isinstance(decoder, FastDecoder):
-        _set_up_frozen_layers(decoder, config, lengths)
     log.info(
         "training on %d rows: %d steps of up to %d rows, %s, %s",
         len(rows), len(planned), config.rows_per_step,
-        "no padding" if packed else f"{padding:.1%} padding", checkpointing,
+        "no padding" if packed else f"{padding:.1%} padding", checkpoints,
     )  # fmt: skip
     resumed_at = group.share(run.newest_checkpoint() if group.first else None)
     items = StepDataset(steps, rows, answer_head(model), [sum(map(len, step)) for step in planned])
@@ -161,28 +148,35 @@ def train(
     started = time.perf_counter()
     with trainer.checkpoints.catch_signals():
         trainer.train(resume_from_checkpoint=None if resumed_at is None else str(run.checkpoint(resumed_at)))
+    seconds = time.perf_counter() - started
     trainer.require_finite_weights()
-    done = trainer.state.global_step  # fewer than planned if it stopped early
-    summary = {
-        "steps": done,
-        "planned_steps": len(planned),
-        "resumed_at_step": resumed_at or 0,
-        **_speed(planned[resumed_at or 0 : done], lengths, time.perf_counter() - started),
-        **({"processes": group.size} if group.size > 1 else {}),
-        "padding_share": padding,
+    best = {} if stopping is None else _use_best(stopping, early_stopping)
+    copy_from_first(trained_parameters(model).values())  # of the best step, which only the first rank loaded
+    if group.first:
+        done = trainer.state.global_step  # fewer than planned if it stopped early
+        summary = {
+            "steps": done,
+            "planned_steps": len(planned),
+            "resumed_at_step": resumed_at or 0,
+            **_speed(planned[resumed_at or 0 : done], lengths, seconds),
+            "padding_share": padding,
+            **_course(trainer, in_use, budget),
+            **best,
+        }
+        metric_logger.summarize({f"train/{key}": value for key, value in summary.items()})
+        write_json(run.training, {**summary, "learning_curve": _learning_curve(trainer)})
+
+
+def _course(trainer: AnswerTrainer, in_use: FallbackDecoder, budget: TimeBudget | None) -> dict[str, Any]:
+    """What ``training.json`` says of processes, decoder, memory and time."""
+    processes = ranks.current().size
+    return {
+        **({"processes": processes} if processes > 1 else {}),
         "fast": isinstance(in_use.current, FastDecoder),
         **({} if trainer.fast_steps is None else {"fast_steps": trainer.fast_steps}),
         "peak_memory_gb": memory.peak_gb(),
         **({} if budget is None else {"time_budget": budget.seconds, "time_used": budget.used.seconds}),
-        **(_use_best(stopping, early_stopping) if stopping is not None else {}),
     }
-    copy_from_first(
-        trained_parameters(model).values()
-    )  # of the best step, which only the first rank has loaded
-    if not group.first:
-        return
-    metric_logger.summarize({f"train/{key}": value for key, value in summary.items()})
-    write_json(run.training, {**summary, "learning_curve": _learning_curve(trainer)})
 
 
 def _time_budget(
@@ -198,13 +192,6 @@ def _time_budget(
         evaluation_tokens=sum(len(row.input_ids) for row in early_stopping),
         used=None if resumed_at is None else Used.read(run.checkpoint(resumed_at)),
     )
-
-
-def _set_up_frozen_layers(decoder: FastDecoder, config: TrainConfig, lengths: Sequence[int]) -> None:
-    """Set the noise of the embeddings; without noise, keep the states of frozen layers for all epochs."""
-    decoder.neftune_alpha = config.neftune_alpha
-    if config.epochs > 1 and not config.neftune_alpha:
-        decoder.keep_frozen_states(sum(lengths), FROZEN_STATES_SHARE * memory.free_bytes())
 
 
 def _use_best(stopping: EarlyStopping, rows: Sequence[EncodedRow]) -> dict[str, int]:
@@ -254,14 +241,6 @@ def _own_share(
     return shares[group.rank]
 
 
-def _merge_as_memory_allows(
-    steps: Sequence[Step], decoder: FastDecoder, lengths: Sequence[int]
-) -> list[Step]:
-    """Merge micro-batches within each step as far as all their activations fit into memory."""
-    fit = decoder.max_micro_batch_tokens(max(lengths), ACTIVATION_SHARE * memory.free_bytes())
-    return [merge_micro_batches(step, lengths, fit) for step in steps]
-
-
 def _speed(done: Sequence[Step], lengths: Sequence[int], seconds: float) -> dict[str, float]:
     rows = [row for step in done for micro_batch in step for row in micro_batch]
     return {
@@ -269,28 +248,6 @@ def _speed(done: Sequence[Step], lengths: Sequence[int], seconds: float) -> dict
         "rows_per_second": len(rows) / seconds,
         "tokens_per_second": sum(lengths[row] for row in rows) / seconds,
     }
-
-
-def _set_checkpoints(
-    decoder: Decoder, config: TrainConfig, steps: Sequence[Step], lengths: Sequence[int]
-) -> str:
-    """Set the layers whose activations are recomputed, and return the choice in words."""
-    if isinstance(decoder, ReferenceDecoder):  # what it keeps is not counted, so "auto" takes no risk
-        decoder.checkpointed = config.checkpoint != "none"
-        return "every layer checkpointed" if decoder.checkpointed else "all activations kept"
-    assert isinstance(decoder, FastDecoder)
-    trained = len(decoder.layers) - decoder.first_trained
-    if config.checkpoint == "all":
-        decoder.checkpointed = trained
-    elif config.checkpoint == "auto":
-        micro_batches = [[lengths[row] for row in rows] for step in steps for rows in step]
-        largest = max(micro_batches, key=sum)
-        decoder.checkpointed = decoder.checkpoints_needed(
-            sum(largest), max(largest), ACTIVATION_SHARE * memory.free_bytes()
-        )
-    if not decoder.checkpointed:
-        return "all activations kept"
-    return f"{decoder.checkpointed} of {trained} layers checkpointed"
 
 
 def _learning_curve(trainer: AnswerTrainer) -> list[dict[str, float]]:

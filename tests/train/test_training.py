@@ -35,15 +35,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_micro_batches_are_merged_as_far_as_their_activations_fit(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lmsys_unsloth.train import training
+    from lmsys_unsloth.train import decoder_setup
 
     decoder, lengths = FastDecoder(adapted(folder)), [30, 10, 20, 40, 25]
     planned = [((0,), (1, 2), (3,)), ((4,),)]
     whole = [((0, 1, 2, 3),), ((4,),)]
     for tokens, expected in ((60, [((0, 1, 2), (3,)), ((4,),)]), (5, planned), (1e6, whole)):
         needed = (len(decoder.layers) + memory.WORKSPACE) * decoder.activation_bytes(40) * tokens
-        monkeypatch.setattr(memory, "free_bytes", lambda n=needed: 1.001 * n / training.ACTIVATION_SHARE)
-        assert training._merge_as_memory_allows(planned, decoder, lengths) == expected
+        monkeypatch.setattr(memory, "free_bytes", lambda n=needed: 1.001 * n / decoder_setup.ACTIVATION_SHARE)
+        assert decoder_setup.merge_as_memory_allows(planned, decoder, lengths) == expected
 
 
 def test_ranks_that_read_other_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
