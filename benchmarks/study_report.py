@@ -20,12 +20,13 @@ from study_runs import BASE, RECORD, Job, Study, describe_failure, read_record
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import DataConfig
+from lmsys_unsloth.core.arrays import Floats
 from lmsys_unsloth.core.files import replacing, write_text
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.dataset import load_rows
 from lmsys_unsloth.evaluate import baselines
 from lmsys_unsloth.evaluate.bootstrap import PairedDifference, cluster_numbers, paired_bootstrap
-from lmsys_unsloth.evaluate.calibration import Floats, log_losses
+from lmsys_unsloth.evaluate.calibration import log_losses
 from lmsys_unsloth.evaluate.predictions import read_predictions
 
 REGRESSION = "logistic regression"

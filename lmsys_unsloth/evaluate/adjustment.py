@@ -12,12 +12,13 @@ import pandas as pd
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.config.schema import EvalConfig
+from lmsys_unsloth.core.arrays import Floats
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison
 from lmsys_unsloth.data.form.regression import Regression
 from lmsys_unsloth.evaluate.bootstrap import PairedDifference, cluster_numbers, paired_bootstrap, random_parts
-from lmsys_unsloth.evaluate.calibration import Floats, apply_temperature, fit_temperature, log_losses
+from lmsys_unsloth.evaluate.calibration import apply_temperature, fit_temperature, log_losses
 from lmsys_unsloth.evaluate.metrics import checked_probabilities
 from lmsys_unsloth.evaluate.predictions import (
     BASELINE_COLUMNS,

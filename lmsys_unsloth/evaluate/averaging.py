@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lmsys_unsloth.core.arrays import Floats, Ints
 from lmsys_unsloth.core.errors import UserError
-from lmsys_unsloth.evaluate.calibration import EPSILON, Floats, Ints
+from lmsys_unsloth.evaluate.calibration import EPSILON
 from lmsys_unsloth.evaluate.predictions import SWAP_COLUMNS, Predictions, format_ids, one_order
 
 

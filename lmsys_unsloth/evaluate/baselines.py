@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lmsys_unsloth.core.arrays import Floats, Ints
 from lmsys_unsloth.data.comparison import UNLABELLED, Comparison, label_array
 from lmsys_unsloth.data.form.features import COMMON, FEATURES, MEASURES, form_features
 from lmsys_unsloth.data.form.regression import Regression, class_prior, fit_form, fit_regression
-from lmsys_unsloth.evaluate.calibration import Floats, Ints
 
 INPUTS = (*MEASURES[:5], *COMMON)
 """Features of the baseline: lengths, list items, code, emphasis, similarities, turns."""

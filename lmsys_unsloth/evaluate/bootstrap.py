@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lmsys_unsloth.evaluate.calibration import Floats, Ints
+from lmsys_unsloth.core.arrays import Floats, Ints
 
 Interval = tuple[float, float]
 """Lower and upper end of a 95% confidence interval."""

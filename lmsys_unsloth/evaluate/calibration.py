@@ -13,8 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from lmsys_unsloth.core.arrays import Floats, Ints
 
 EPSILON = float(np.finfo(np.float64).eps)
 """Smallest probability whose logarithm is taken, as in scikit-learn: the largest log loss is 36.04."""

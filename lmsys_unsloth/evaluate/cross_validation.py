@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from lmsys_unsloth.config.run_directory import Run
+from lmsys_unsloth.core.arrays import Ints
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.evaluate import averaging
 from lmsys_unsloth.evaluate.bootstrap import cluster_numbers, paired_bootstrap, random_parts
-from lmsys_unsloth.evaluate.calibration import Ints, log_losses
+from lmsys_unsloth.evaluate.calibration import log_losses
 from lmsys_unsloth.evaluate.predictions import Predictions, concatenate, format_ids, repeated_ids
 from lmsys_unsloth.evaluate.scores import ModelScore
 

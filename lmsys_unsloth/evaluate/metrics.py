@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr, xlogy
 
+from lmsys_unsloth.core.arrays import Floats, Ints
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.data.comparison import LABELS
 from lmsys_unsloth.data.form.regression import class_prior
@@ -25,7 +26,7 @@ from lmsys_unsloth.evaluate.bootstrap import (
     paired_bootstrap,
     random_parts,
 )
-from lmsys_unsloth.evaluate.calibration import EPSILON, Floats, Ints, log_losses
+from lmsys_unsloth.evaluate.calibration import EPSILON, log_losses
 from lmsys_unsloth.evaluate.predictions import (
     BASELINE_COLUMNS,
     FORM_COLUMNS,

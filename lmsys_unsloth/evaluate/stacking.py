@@ -17,10 +17,11 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from lmsys_unsloth.core.arrays import Floats, Ints
 from lmsys_unsloth.data.form.regression import Regression, class_prior, fit_form
 from lmsys_unsloth.evaluate.baselines import predict_parts
 from lmsys_unsloth.evaluate.bootstrap import random_parts
-from lmsys_unsloth.evaluate.calibration import EPSILON, Floats, Ints, apply_temperature, fit_temperature
+from lmsys_unsloth.evaluate.calibration import EPSILON, apply_temperature, fit_temperature
 
 Method = Literal["none", "temperature", "stack"]
 """How predictions are adjusted; ``none``: they are the model's own."""

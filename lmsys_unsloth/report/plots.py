@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
+from lmsys_unsloth.core.arrays import Floats, Ints
 from lmsys_unsloth.data.comparison import LABELS
-from lmsys_unsloth.evaluate.calibration import Floats, Ints
 
 COLOURS = {
     "ink": "#1f2933", "muted": "#6b7785", "grid": "#dfe3e8",

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lmsys_unsloth.evaluate.calibration import Floats
+from lmsys_unsloth.core.arrays import Floats
 from lmsys_unsloth.report.plots import COLOURS, STYLE, finished
 from lmsys_unsloth.sweep.summary import Configuration
 

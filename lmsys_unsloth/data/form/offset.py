@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from lmsys_unsloth.core.arrays import Floats
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import Comparison, label_array
 from lmsys_unsloth.data.form.features import form_features
-from lmsys_unsloth.data.form.regression import Floats, Regression, fit_form
+from lmsys_unsloth.data.form.regression import Regression, fit_form
 
 OFFSET_FILE = "form_offset.json"
 """Name of the file with a stored offset, in the folder of the adapters."""

@@ -10,11 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from lmsys_unsloth.core.arrays import Floats, Ints
 from lmsys_unsloth.data.comparison import UNLABELLED
 from lmsys_unsloth.data.form.features import FEATURES, MEASURES, swapped_features
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 FORM_STRENGTH = 0.1
 """Inverse strength ``C`` of the penalty of :func:`fit_form`: so small that eighty rows do not overfit."""
