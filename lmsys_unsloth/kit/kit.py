@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import subprocess
@@ -236,8 +235,3 @@ def _notebook() -> dict[str, Any]:
     ]
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """What a kit says that it contains."""
-    return dict(json.loads((folder / FACTS).read_text(encoding="utf-8")))

@@ -52,6 +52,10 @@ def test_features_of_known_texts():
     assert feature("word length", row("tea coffee", "tea")) == pytest.approx(4.5 - 3)
     assert feature("other than ASCII", row("café", "tea")) == pytest.approx(1 / 4)
     assert feature("identical answers", row("same", "same")) == 1
+    assert feature("distinct word triples", row("a b a c a", "")) == 1
+    assert feature("sentence length", row("One two", "")) == pytest.approx(np.log(3))
+    assert feature("other than ASCII", row("é", "\x7f")) == 1
+    assert feature("words of the prompt", row("tea", "", prompt="tea")) == 1
     assert feature("similarity of the answers", row("", "")) == 1
     assert feature("length gap", row("", "abc")) == pytest.approx(np.log1p(3))
     assert feature("list gap", row("- a", "b")) == feature("code gap", row("```", "b")) == np.log(2)
@@ -61,8 +65,10 @@ def test_features_of_known_texts():
 
 
 def test_words_beyond_the_compared_characters_do_not_count():
-    long = "tea " * COMPARED_CHARACTERS
+    long = "tea " * (COMPARED_CHARACTERS // 4)
     assert feature("distinct words", row(long + "green", long)) == 0
+    assert feature("distinct words", row("x" * COMPARED_CHARACTERS + "y", "x" * COMPARED_CHARACTERS)) == 0
+    assert feature("similarity of the answers", row("x" * COMPARED_CHARACTERS + "y", "x" * 2000)) == 1
     assert feature("length", row(long + "green", long)) > 0
 
 
