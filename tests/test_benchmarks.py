@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import form
 import gpu
 import gpu_records
 import numpy as np
+import preferences
 import pytest
 import study_report
 import study_runs
@@ -133,6 +135,19 @@ def test_the_table_of_the_gpu_benchmark_shows_the_newest_results_and_the_ratio_t
 
 
 @pytest.mark.slow
+def test_the_regressions_on_form_are_compared_on_files_and_on_the_arena(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.csv"
+    preferences.write_csv(file, [preferences.record(str(k), prompt=[f"prompt {k // 2}"]) for k in range(60)])
+    assert form.main([str(file), "--folds", "0,1", "--arena", "0"]) == 0
+    *_, of_file, of_arena = capsys.readouterr().out.splitlines()
+    assert of_file.startswith("| rows.csv |")
+    name, _, _, prior, baseline, regression, difference = of_arena.strip("| ").split(" | ")
+    assert name == "arena, seed 0" and difference.startswith("−")
+    assert float(regression) < float(baseline) < float(prior)
+
+
 def test_every_arm_and_data_set_of_the_study_is_a_valid_configuration(tmp_path: Path) -> None:
     study = study_runs.load_study()
     arms = study_runs.list_jobs(study, ["arena"], list(study.arms), [3], None, None)
