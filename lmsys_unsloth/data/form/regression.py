@@ -32,11 +32,11 @@ class Regression:
     inputs: Sequence[str]
     """Names of the inputs."""
     mean: Sequence[float]
-    """``[inputs]``, subtracted from the inputs."""
+    """``[inputs]``, subtracted from the inputs. This and the next four are empty if nothing was fitted."""
     scale: Sequence[float]
     """``[inputs]``, by which the centred inputs are divided."""
     outcomes: Sequence[int]
-    """Outcomes that occurred in the fitted rows; empty when fewer than two did."""
+    """Outcomes that occurred in the fitted rows, at least two."""
     coefficients: Sequence[Sequence[float]]
     """``[outcomes, inputs]``."""
     intercept: Sequence[float]
@@ -114,7 +114,7 @@ def fit_regression(
 
     seen = np.unique(labels).tolist()
     if len(seen) < 2:
-        return Regression(names, [0.0] * len(names), [1.0] * len(names), (), (), (), prior.tolist(), bounded)
+        return Regression(names, (), (), (), (), (), prior.tolist(), bounded)
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
     scale[scale < SAME] = 1.0
     scaled = (inputs - mean) / scale
