@@ -131,6 +131,14 @@ def test_a_temperature_flattens_or_sharpens_to_the_share_of_right_rows(share):
     assert calibration.fit_temperature(probabilities, labels) == pytest.approx(expected, rel=1e-3)
 
 
+def test_the_temperature_has_limits():
+    probabilities = np.tile([0.98, 0.01, 0.01], (50, 1))
+    assert calibration.fit_temperature(probabilities, np.ones(50, dtype=int)) == pytest.approx(20, rel=1e-3)
+    assert calibration.fit_temperature(probabilities, np.zeros(50, dtype=int)) == pytest.approx(
+        0.05, rel=1e-3
+    )
+
+
 def test_no_rows_one_row_and_a_missing_class():
     empty = metrics.compute_metrics(np.empty((0, 3)), np.empty(0, dtype=int), train_prior=[0.4, 0.3, 0.3])
     assert empty.score is None
