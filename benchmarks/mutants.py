@@ -59,13 +59,15 @@ EQUIVALENT: dict[str, str] = {
     "GRID_CELLS = 2000 → GRID_CELLS = 2001": "any number",
     "if error(low) <= low: → if error(low) < low:": "never equal but by chance",
     "while high - low > 1e-4:  # the error decreases with the bandwidth, so they are equal exactly once → "
-    "while high - low >= 0.0001:  # the error decreases with the bandwidth, so they are equal exactly once": "never equal but by chance",
+    "while high - low >= 0.0001:  # the error decreases with the bandwidth, so they are equal exactly once": (
+        "never equal but by chance"
+    ),
     "low, high = 1.0 / GRID_CELLS, 1.0 → low, high = 1.0 / GRID_CELLS, 2.0": "the error is at most 1",
     "low, high = 1.0 / GRID_CELLS, 1.0 → low, high = 2.0 / GRID_CELLS, 1.0": "the resolution",
     "cell = np.minimum((predicted * GRID_CELLS).astype(np.int64), GRID_CELLS - 1) → "
     "cell = np.minimum((predicted * GRID_CELLS).astype(np.int64), GRID_CELLS - 2)": "a cell at the end",
     "return np.asarray(-np.log(np.clip(chosen, EPSILON, 1.0)), dtype=np.float64) → "
-    "return np.asarray(-np.log(np.clip(chosen, EPSILON, 2.0)), dtype=np.float64)": "probabilities are at most 1",
+    "return np.asarray(-np.log(np.clip(chosen, EPSILON, 2.0)), dtype=np.float64)": "at most 1",
     "scale[scale < SAME] = 1.0 → scale[scale <= SAME] = 1.0": "never equal but by chance",
     "model = LogisticRegression(C=strength, max_iter=1000).fit( → "
     "model = LogisticRegression(C=strength, max_iter=1001).fit(": "it converges earlier",

@@ -157,9 +157,9 @@ def fit_calibration(parts: Sequence[Predictions], form: Sequence[Regression]) ->
     number, ids = pd.factorize(np.array(pooled.ids, dtype=object))
     inputs = np.column_stack([calibrated, by_form, one_order(pooled)])
     mean = pd.DataFrame(inputs).groupby(number).mean().to_numpy()
-    labels = np.empty(len(ids), dtype=np.int64)
-    labels[number] = pooled.labels
-    stack = fit_stack(mean[:, :3], mean[:, 3:6], labels, mean[:, 6])
+    labels, cluster = np.empty((2, len(ids)), dtype=np.int64)
+    labels[number], cluster[number] = pooled.labels, cluster_numbers(pooled.groups, len(pooled))
+    stack = fit_stack(mean[:, :3], mean[:, 3:6], labels, mean[:, 6], cluster)
     return Calibration(temperature, stack, tuple(form), len(ids))
 
 

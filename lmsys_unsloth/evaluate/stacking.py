@@ -30,8 +30,8 @@ INPUTS = ("worth, model", "tie, model", "worth, form", "tie, form", "one order")
 """Inputs of the stack: the two contrasts of each predictor's log-probabilities, and whether the model saw
 the responses in the given order only."""
 
-PENALTY = 2.0
-"""Penalty of a squared deviation of a weight from its start, in units of log loss summed over rows."""
+PENALTY = 8.0
+"""Penalty of a squared deviation of a weight from its start, in units of log loss summed over prompts."""
 
 POSITION_PENALTY = 32.0
 """The same for the weight of ``one order``, which corrects the position bias of the model. As a prior, it is
@@ -86,12 +86,12 @@ def stack_inputs(calibrated: Floats, form: Floats, one_order: Floats) -> Floats:
     return np.column_stack([*_contrasts(calibrated), *_contrasts(form), one_order])
 
 
-def fit_stack(calibrated: Floats, form: Floats, labels: Ints, one_order: Floats) -> Regression:
+def fit_stack(calibrated: Floats, form: Floats, labels: Ints, one_order: Floats, cluster: Ints) -> Regression:
     """Fit the stack: weights of both predictors for worth and for ties, and an intercept for each.
 
     With weights of 1/2 and no intercepts it is the normalised geometric mean of both predictions. From there
-    it moves as far as the labels outweigh the penalty, so that few rows, or rows of few prompts, do not lead
-    to extreme weights.
+    it moves as far as the labels outweigh the penalty, so that few rows do not lead to extreme weights. Rows
+    of one prompt together weigh as much as one row, because they are correlated.
 
     The intercept for worth holds for rows that the model saw in one order only: it corrects a preference for
     the response shown first, or second. Where both orders were averaged there is none to correct, and the
@@ -105,16 +105,18 @@ def fit_stack(calibrated: Floats, form: Floats, labels: Ints, one_order: Floats)
         form: ``[n, 3]`` of the regression on form.
         labels: ``[n]``, all known.
         one_order: ``[n]``, 1 where the model saw the given order only, 0 where both orders were averaged.
+        cluster: ``[n]`` number of each row's prompt.
     """
     worth_model, tie_model, worth_form, tie_form, first = stack_inputs(calibrated, form, one_order).T
     start = np.array([0.5, 0.5, 0.5, 0.5, 0.0, 0.0])
     penalty = np.array([PENALTY] * 5 + [POSITION_PENALTY])
+    prompts = len(np.unique(cluster))
 
     def loss(weights: Floats) -> float:
         worth = weights[0] * worth_model + weights[1] * worth_form + weights[5] * first
         tie = weights[2] * tie_model + weights[3] * tie_form + weights[4]
         chosen = log_softmax(np.column_stack([worth, -worth, tie]), axis=1)[np.arange(len(labels)), labels]
-        return float((penalty * (weights - start) ** 2).sum() - chosen.sum())
+        return float((penalty * (weights - start) ** 2).sum() - prompts * chosen.mean())
 
     a, b, c, d, intercept, position = minimize(loss, start, method="L-BFGS-B").x.tolist()
     coefficients = ((a, 0.0, b, 0.0, position), (-a, 0.0, -b, 0.0, -position), (0.0, c, 0.0, d, 0.0))
@@ -170,7 +172,7 @@ def adjust_parts(
         else:
             form_others, form_inside = form[others], form[inside]
         scaled = apply_temperature(probabilities[others], temperature)
-        stack = fit_stack(scaled, form_others, known, one_order[others])
+        stack = fit_stack(scaled, form_others, known, one_order[others], cluster[others])
         stacked[inside] = stack.predict(stack_inputs(calibrated[inside], form_inside, one_order[inside]))
     return {"temperature": calibrated, "stack": stacked}
 

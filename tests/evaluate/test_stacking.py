@@ -58,7 +58,8 @@ def test_a_stack_on_few_rows_is_not_worse_than_model_or_form(
         fitted = slice(start, start + n)
         by_form = baselines.predict_parts(features[fitted], labels[fitted], np.arange(n) % 5)
         temperature = fit_temperature(model[fitted], labels[fitted])
-        stack = fit_stack(apply_temperature(model[fitted], temperature), by_form, labels[fitted], ONCE(n))
+        scaled = apply_temperature(model[fitted], temperature)
+        stack = fit_stack(scaled, by_form, labels[fitted], ONCE(n), np.arange(n))
         form = fit_form(features[fitted], labels[fitted])
         calibration = Calibration(temperature, stack, (form,), n)
         stacked = calibration.adjust([model[new]], features[new], ONCE(1500))["stack"]
@@ -112,7 +113,7 @@ def test_swapped_responses_give_swapped_probabilities(
 ) -> None:
     _, truth, labels = (values[:200] for values in arena)
     model, form = predict("weak", truth), np.roll(truth, 1, axis=0)
-    stack, swap = fit_stack(model, form, labels, BOTH(200)), [1, 0, 2]
+    stack, swap = fit_stack(model, form, labels, BOTH(200), np.arange(200)), [1, 0, 2]
     np.testing.assert_allclose(
         stack.predict(stack_inputs(model, form, BOTH(200)))[:, swap],
         stack.predict(stack_inputs(model[:, swap], form[:, swap], BOTH(200))),
@@ -131,7 +132,7 @@ def test_a_preference_for_one_position_is_corrected_and_without_one_little_is_lo
     form, fitted, new = np.full_like(model, 1 / 3), slice(1500), slice(1500, None)
 
     def loss(one_order: Array) -> float:
-        stack = fit_stack(model[fitted], form[fitted], labels[fitted], one_order)
+        stack = fit_stack(model[fitted], form[fitted], labels[fitted], one_order, np.arange(1500))
         stacked = stack.predict(stack_inputs(model[new], form[new], one_order))
         return float(log_losses(stacked, labels[new]).mean())
 
@@ -152,6 +153,19 @@ def test_unlabelled_rows_are_predicted_and_change_nothing(
     np.testing.assert_allclose(all_rows["stack"].sum(axis=1), 1)
 
 
+def test_rows_of_one_prompt_weigh_as_much_as_one_row(
+    arena: tuple[Array, Array, NDArray[np.int64]],
+) -> None:
+    _, truth, labels = (values[:100] for values in arena)
+    model, form = predict("weak", truth), np.roll(truth, 1, axis=0)
+    alone = fit_stack(model, form, labels, ONCE(100), np.arange(100))
+    repeated = [np.repeat(values, 3, axis=0) for values in (model, form, labels, ONCE(100))]
+    of_prompts = fit_stack(*repeated, np.repeat(np.arange(100), 3))
+    np.testing.assert_allclose(of_prompts.coefficients, alone.coefficients, atol=1e-3)
+    of_rows = fit_stack(*repeated, np.arange(300))
+    assert np.abs(np.array(of_rows.coefficients) - alone.coefficients).max() > 0.01
+
+
 def test_outcomes_that_do_not_occur_keep_a_small_probability(
     arena: tuple[Array, Array, NDArray[np.int64]],
 ) -> None:
@@ -167,7 +181,7 @@ def test_a_calibration_is_the_same_after_json(arena: tuple[Array, Array, NDArray
     features, truth, labels = (values[:60] for values in arena)
     form = fit_form(features, labels)
     calibration = Calibration(
-        1.7, fit_stack(truth, form.predict_form(features), labels, ONCE(60)), (form, form), 60
+        1.7, fit_stack(truth, form.predict_form(features), labels, ONCE(60), np.arange(60)), (form, form), 60
     )
     again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
     for method, p in calibration.adjust([truth, truth[::-1]], features, ONCE(60)).items():
