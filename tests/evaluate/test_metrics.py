@@ -132,11 +132,10 @@ def test_a_temperature_flattens_or_sharpens_to_the_share_of_right_rows(share):
 
 
 def test_the_temperature_has_limits():
-    probabilities = np.tile([0.98, 0.01, 0.01], (50, 1))
-    assert calibration.fit_temperature(probabilities, np.ones(50, dtype=int)) == pytest.approx(20, rel=1e-3)
-    assert calibration.fit_temperature(probabilities, np.zeros(50, dtype=int)) == pytest.approx(
-        0.05, rel=1e-3
-    )
+    probabilities = np.tile([0.4, 0.3, 0.3], (50, 1))
+    for label, limit in ((1, 20.0), (0, 0.05)):
+        temperature = calibration.fit_temperature(probabilities, np.full(50, label))
+        assert temperature == pytest.approx(limit, rel=1e-3)
 
 
 def test_no_rows_one_row_and_a_missing_class():

@@ -62,6 +62,13 @@ def test_special_tokens_are_special_only_where_the_template_writes_them() -> Non
     ]
 
 
+def test_of_two_special_tokens_that_begin_alike_the_longer_one_is_found() -> None:
+    prompt = template("v2", body=["<end><end>now", {"each_turn": "{prompt}{response_a}{response_b}"}])
+    for tokens in (["<end>", "<end>now"], ["<end>now", "<end>"]):
+        made = Template(prompt, None, tokens).render([Turn(1, "", "", "")])
+        assert made == [Segment("<end>", True), Segment("<end>now", True)]
+
+
 def test_a_system_text_opens_the_prompt() -> None:
     assert rendered(template("v2", system="Be fair.\n")).startswith("Be fair.\n\nWhich of the following")
 
