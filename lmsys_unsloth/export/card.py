@@ -112,7 +112,7 @@ def _scores(runs: Sequence[Run], scored: Sequence[Mapping[str, Any]], plotted: b
     if len(runs) > 1:
         lines += [f"Of the {len(runs)} runs whose adapters were averaged, each on its own fold:", ""]
     lines += [
-        "| rows | log loss | 95% interval | accuracy | class prior | regression on form |",
+        "| rows | log loss | 95% interval | accuracy | class prior | logistic regression |",
         "|---" * 6 + "|",
     ]
     for m in scored:
