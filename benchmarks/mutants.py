@@ -37,7 +37,8 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("prompting/test_rendering.py", "prompting/test_golden.py", "prompting/test_guarantees.py"),
     ),
     "budget": (
-        "prompting/budget.py", ("prompting/test_budget.py", "prompting/test_truncation.py"),
+        "prompting/budget.py",
+        ("prompting/test_budget.py", "prompting/test_truncation.py", "prompting/test_golden.py"),
     ),
     "answer_tokens": (
         "prompting/answer_tokens.py", ("prompting/test_answer_tokens.py", "prompting/test_guarantees.py"),
@@ -56,6 +57,29 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 """Modules that must not drift, in the package, and their tests in ``tests``."""
 
 EQUIVALENT: dict[str, str] = {
+    "_SWAP_MARGIN = 8 → _SWAP_MARGIN = 9": "any number above what headings differ by",
+    "_CHARACTERS_PER_TOKEN = 8 → _CHARACTERS_PER_TOKEN = 9": "any number",
+    "_UNRELIABLE_TOKENS = 32 → _UNRELIABLE_TOKENS = 33": "any number",
+    '_SHORT_TURN = Turn(1, "x", "x", "x") → _SHORT_TURN = Turn(2, "x", "x", "x")': "as many tokens",
+    "window *= 4 → window *= 5": "any growth",
+    "if min(len(starts), len(ends)) > enough: → "
+    "if min(len(starts), len(ends)) >= enough:": "more is tokenised",
+    "tokenised = [row for row in rows if row.n_characters <= limit * self.vocabulary.longest_token] → "
+    "tokenised = [row for row in rows if row.n_characters < limit * self.vocabulary.longest_token]": "it saves time only",
+    "if budget < 0:  # nothing is left to cut → "
+    "if budget <= 0:  # nothing is left to cut": "with 0 all is cut already",
+    "long = [i for i in todo if len(texts[i]) > 2 * window] → "
+    "long = [i for i in todo if len(texts[i]) >= 2 * window]": "the boundaries are the same",
+    "ids: Ids = field(default_factory=lambda: np.empty(0, np.int32)) → "
+    "ids: Ids = field(default_factory=lambda: np.empty(1, np.int32))": "always replaced",
+    "if budget < 0:  # nothing is left to cut → "
+    "if budget < 1:  # nothing is left to cut": "with 0 all is cut already",
+    "whole = [i for i in todo if len(texts[i]) <= 2 * window] → "
+    "whole = [i for i in todo if len(texts[i]) <= 3 * window]": "the boundaries are the same",
+    "self._truncate([row for row in rows if not 0 < row.n_tokens <= limit]) → "
+    "self._truncate([row for row in rows if not 1 < row.n_tokens <= limit])": "no prompt has one token",
+    "[row for row in tokenised if 0 <= limit - row.n_tokens < _SWAP_MARGIN * (1 + len(row.turns))] → "
+    "[row for row in tokenised if 0 <= limit - row.n_tokens < _SWAP_MARGIN * (2 + len(row.turns))]": "any margin",
     "tail = contexts[0][-12:] → tail = contexts[0][-13:]": "what a message shows",
     '_ONCE = (Turn(0, "", "", ""),) → _ONCE = (Turn(1, "", "", ""),)': "no field of it is read",
     "GRID_CELLS = 2000 → GRID_CELLS = 2001": "any number",
