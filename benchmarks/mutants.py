@@ -4,7 +4,7 @@
     python benchmarks/mutants.py folds --sample 40    # 40 mutants of one module, drawn with a seed
 
 Each mutant is run in a forked process with the tests of its module, in a copy of the checkout. Surviving
-mutants are printed as a diff line; those in :data:`EQUIVALENT` are known not to change what is computed.
+mutants are printed as a diff line; those in ``equivalent_mutants.yaml`` are known not to change what is computed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,70 +58,11 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """Modules that must not drift, in the package, and their tests in ``tests``."""
 
-EQUIVALENT: dict[str, str] = {
-    "_SWAP_MARGIN = 8 → _SWAP_MARGIN = 9": "any number above what headings differ by",
-    "_CHARACTERS_PER_TOKEN = 8 → _CHARACTERS_PER_TOKEN = 9": "any number",
-    "_UNRELIABLE_TOKENS = 32 → _UNRELIABLE_TOKENS = 33": "any number",
-    '_SHORT_TURN = Turn(1, "x", "x", "x") → _SHORT_TURN = Turn(2, "x", "x", "x")': "as many tokens",
-    "window *= 4 → window *= 5": "any growth",
-    "if min(len(starts), len(ends)) > enough: → "
-    "if min(len(starts), len(ends)) >= enough:": "more is tokenised",
-    "tokenised = [row for row in rows if row.n_characters <= limit * self.vocabulary.longest_token] → "
-    "tokenised = [row for row in rows if row.n_characters < limit * self.vocabulary.longest_token]": "it saves time only",
-    "if budget < 0:  # nothing is left to cut → "
-    "if budget <= 0:  # nothing is left to cut": "with 0 all is cut already",
-    "long = [i for i in todo if len(texts[i]) > 2 * window] → "
-    "long = [i for i in todo if len(texts[i]) >= 2 * window]": "the boundaries are the same",
-    "ids: Ids = field(default_factory=lambda: np.empty(0, np.int32)) → "
-    "ids: Ids = field(default_factory=lambda: np.empty(1, np.int32))": "always replaced",
-    "if budget < 0:  # nothing is left to cut → "
-    "if budget < 1:  # nothing is left to cut": "with 0 all is cut already",
-    "whole = [i for i in todo if len(texts[i]) <= 2 * window] → "
-    "whole = [i for i in todo if len(texts[i]) <= 3 * window]": "the boundaries are the same",
-    "self._truncate([row for row in rows if not 0 < row.n_tokens <= limit]) → "
-    "self._truncate([row for row in rows if not 1 < row.n_tokens <= limit])": "no prompt has one token",
-    "[row for row in tokenised if 0 <= limit - row.n_tokens < _SWAP_MARGIN * (1 + len(row.turns))] → "
-    "[row for row in tokenised if 0 <= limit - row.n_tokens < _SWAP_MARGIN * (2 + len(row.turns))]": "any margin",
-    "tail = contexts[0][-12:] → tail = contexts[0][-13:]": "what a message shows",
-    '_ONCE = (Turn(0, "", "", ""),) → _ONCE = (Turn(1, "", "", ""),)': "no field of it is read",
-    "GRID_CELLS = 2000 → GRID_CELLS = 2001": "any number",
-    "if error(low) <= low: → if error(low) < low:": "never equal but by chance",
-    "while high - low > 1e-4:  # the error decreases with the bandwidth, so they are equal exactly once → "
-    "while high - low >= 0.0001:  # the error decreases with the bandwidth, so they are equal exactly once": (
-        "never equal but by chance"
-    ),
-    "low, high = 1.0 / GRID_CELLS, 1.0 → low, high = 1.0 / GRID_CELLS, 2.0": "the error is at most 1",
-    "low, high = 1.0 / GRID_CELLS, 1.0 → low, high = 2.0 / GRID_CELLS, 1.0": "the resolution",
-    "cell = np.minimum((predicted * GRID_CELLS).astype(np.int64), GRID_CELLS - 1) → "
-    "cell = np.minimum((predicted * GRID_CELLS).astype(np.int64), GRID_CELLS - 2)": "a cell at the end",
-    "return np.asarray(-np.log(np.clip(chosen, EPSILON, 1.0)), dtype=np.float64) → "
-    "return np.asarray(-np.log(np.clip(chosen, EPSILON, 2.0)), dtype=np.float64)": "at most 1",
-    "scale[scale < SAME] = 1.0 → scale[scale <= SAME] = 1.0": "never equal but by chance",
-    "model = LogisticRegression(C=strength, max_iter=1000).fit( → "
-    "model = LogisticRegression(C=strength, max_iter=1001).fit(": "it converges earlier",
-    "PARTS = 5 → PARTS = 6": "any number",
-    "return matrix * np.where(np.arange(len(FEATURES)) < len(MEASURES), -1.0, 1.0) → "
-    "return matrix / np.where(np.arange(len(FEATURES)) < len(MEASURES), -1.0, 1.0)": "1 / -1 is -1",
-    "bad = (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) > SUM_TOLERANCE) → "
-    "bad = (p < 0).any(axis=1) | (np.abs(p.sum(axis=1) - 1) >= SUM_TOLERANCE)": "never equal but by chance",
-    "expected = -xlogy(truth, np.clip(p, EPSILON, 1.0)).sum(axis=1) → "
-    "expected = -xlogy(truth, np.clip(p, EPSILON, 2.0)).sum(axis=1)": "probabilities are at most 1",
-    "probabilities = logits.softmax(dim=-1) → probabilities = logits.softmax(dim=1)": "two dimensions",
-    'smoothed = gaussian_filter1d(residuals, bandwidth * GRID_CELLS, mode="reflect", truncate=6.0) → '
-    'smoothed = gaussian_filter1d(residuals, bandwidth * GRID_CELLS, mode="reflect", truncate=7.0)': "tails",
-    "cell = np.minimum((predicted * GRID_CELLS).astype(np.int64), GRID_CELLS - 1) → "
-    "cell = np.minimum((predicted * GRID_CELLS).astype(np.int64), GRID_CELLS + 1)": "a cell at the end",
-    "low, high = (middle, high) if error(middle) > middle else (low, middle) → "
-    "low, high = (middle, high) if error(middle) >= middle else (low, middle)": "never equal but by chance",
-    "logits = np.log(np.clip(probabilities, EPSILON, 1.0)) → "
-    "logits = np.log(np.clip(probabilities, EPSILON, 2.0))": "probabilities are at most 1",
-    "ENTRIES = 16_384  # vocabulary entries that are cast to float32 at a time → "
-    "ENTRIES = 16385  # vocabulary entries that are cast to float32 at a time": "any number",
-    "LONG = 2 * 128 + 1 → LONG = 2 * 129 + 1": "any length above two blocks",
-    "weights = torch.linspace(-1, 1, states[-1].shape[-1], device=batch.input_ids.device) → "
-    "weights = torch.linspace(-2, 1, states[-1].shape[-1], device=batch.input_ids.device)": "any weights",
+EQUIVALENT = {
+    f"{each['line']} → {each['mutant']}"
+    for each in yaml.safe_load((ROOT / "benchmarks" / "equivalent_mutants.yaml").read_text(encoding="utf-8"))
 }
-"""Mutants that compute the same, by ``line → mutated line``, with the reason."""
+"""Mutants that compute the same, or what no test should fix."""
 
 _BINARY: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
