@@ -4,7 +4,7 @@
     python benchmarks/mutants.py folds --sample 40    # 40 mutants of one module, drawn with a seed
 
 Each mutant is run in a forked process with the tests of its module, in a copy of the checkout. Surviving
-mutants are printed as a diff line; those in ``equivalent_mutants.yaml`` are known not to change what is computed.
+mutants are printed, except those that ``equivalent_mutants.yaml`` names with a reason.
 """
 
 from __future__ import annotations
