@@ -38,9 +38,9 @@ def score_lines(metrics: Metrics) -> list[ScoreLine]:
     ]
     if baselines.logistic_regression is not None:
         regression = baselines.logistic_regression
-        lines.append(ScoreLine("logistic regression", regression, "twelve features of form"))
+        lines.append(ScoreLine("logistic regression", regression, "12 features"))
     if baselines.form is not None:
-        lines.append(ScoreLine("regression on form", baselines.form, "as head.offset and eval.stack use it"))
+        lines.append(ScoreLine("regression on form", baselines.form, "35 features"))
     note = f"{score.n:,} rows, accuracy {score.accuracy:.1%}"
     used = "raw" if metrics.adjustment == "none" else metrics.adjustment
     if len(metrics.adjusted) > 1:
