@@ -61,10 +61,11 @@ def _describe_stack(metrics: Metrics, score: Score) -> Iterator[Finding]:
     calibrated = metrics.adjusted.get("temperature")
     best = calibrated is None or stack.log_loss < calibrated.log_loss - NOTABLE_GAIN
     verb, interval = ("lower", gain) if pair.difference < 0 else ("higher", pair.difference_ci)
+    chance = interval is None or interval[0] <= 0 or score.n_groups < FEW_PROMPTS
     yield Finding(
         f"Stacked with a regression on form, the log loss is {stack.log_loss:.3f}, "
         f"{abs(pair.difference):.3f} {verb} than raw{between(interval)}"
-        f"{'' if certain else ', which may be due to chance'}.",
+        f"{', which may be due to chance' if chance else ''}.",
         "good" if certain and metrics.adjustment == "stack" else "plain",
         f"Set eval.stack=true: it lowers the log loss by {-pair.difference:.3f}{between(gain)}."
         if certain and best and metrics.adjustment != "stack"

@@ -59,7 +59,18 @@ def test_a_stack_that_does_not_help_is_not_recommended(n: int) -> None:
     noise = 0.9 * truth + 0.1 * np.random.default_rng(1).dirichlet([1, 1, 1], n)
     m = scored(predicted, {"temperature": truth, "stack": noise})
     assert "eval.stack" not in suggestions(m)
-    assert "higher than raw" in texts(m) or "may be due to chance" in texts(m)
+    (said,) = [line for line in texts(m).splitlines() if line.startswith("Stacked")]
+    pair = m.adjusted["stack"].against_raw
+    assert pair is not None and pair.difference_ci is not None
+    clear = n > 20 and not pair.difference_ci[0] <= 0 <= pair.difference_ci[1]
+    assert ("higher than raw" in said) == (pair.difference > 0) and clear == ("due to chance" not in said)
+
+
+def test_a_stack_that_is_clearly_worse_is_said_to_be() -> None:
+    predicted, truth = known_case(3000, 1.0)
+    m = scored(predicted, {"temperature": truth, "stack": np.full_like(truth, 1 / 3)})
+    (said,) = [line for line in texts(m).splitlines() if line.startswith("Stacked")]
+    assert "higher than raw" in said and "due to chance" not in said
 
 
 @pytest.mark.parametrize(("method", "word"), [("temperature", "(calibrated)"), ("stack", "(stacked)")])
