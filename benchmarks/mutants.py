@@ -1,6 +1,6 @@
 """Mutation check: change one operator, constant or condition of a module at a time; a test must fail.
 
-    python benchmarks/mutants.py                      # all modules of the list, all mutants: two hours on a core
+    python benchmarks/mutants.py                      # all modules of the list: two hours on a core
     python benchmarks/mutants.py folds --sample 40    # 40 mutants of one module, drawn with a seed
 
 Each mutant is run in a forked process with the tests of its module, in a copy of the checkout. Surviving
