@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lmsys_unsloth.data.form.features import FEATURES
+from lmsys_unsloth.evaluate.baselines import INPUTS
 from lmsys_unsloth.evaluate.bootstrap import PairedDifference
 from lmsys_unsloth.evaluate.scores import Metrics
 
@@ -38,9 +40,9 @@ def score_lines(metrics: Metrics) -> list[ScoreLine]:
     ]
     if baselines.logistic_regression is not None:
         regression = baselines.logistic_regression
-        lines.append(ScoreLine("logistic regression", regression, "12 features"))
+        lines.append(ScoreLine("logistic regression", regression, f"{len(INPUTS)} features"))
     if baselines.form is not None:
-        lines.append(ScoreLine("regression on form", baselines.form, "35 features"))
+        lines.append(ScoreLine("regression on form", baselines.form, f"{len(FEATURES)} features"))
     note = f"{score.n:,} rows, accuracy {score.accuracy:.1%}"
     used = "raw" if metrics.adjustment == "none" else metrics.adjustment
     if len(metrics.adjusted) > 1:

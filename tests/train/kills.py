@@ -25,7 +25,7 @@ SETTINGS = [
     "train.save_every_minutes=0", "train.evaluate_every=2", "train.early_stopping_share=0.3",
     "model.first_layer=0", "prompt=v2", "model.load_in_4bit=false", "model.dtype=float32",
 ]  # fmt: skip
-EVENTS, MOMENTS = 22, 8
+EVENTS, MOMENTS = 32, 8
 """Number of kills at calls that write, spread over an undisturbed run, and of kills at points in time."""
 
 

@@ -43,8 +43,8 @@ def test_a_training_killed_at_any_moment_ends_like_an_undisturbed_one(tmp_path: 
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert not any(attempt["failed"] for attempt in found["attempts"]), done.stderr[-3000:]
-    # How many of the 30 kills are reached before a run ends depends on the speed of the machine.
-    assert sum(attempt["killed"] for attempt in found["attempts"]) >= 10, found["attempts"]
+    # Of the 40 kills, those that a resumed run ends before are not reached.
+    assert sum(attempt["killed"] for attempt in found["attempts"]) >= 20, found["attempts"]
     expected = result(tmp_path / "undisturbed")
     assert expected["steps"] == 6
     for number in range(found["runs"]):

@@ -20,8 +20,7 @@ FORM_STRENGTH = 0.1
 MEAN_WEIGHT = 0.4
 """Factor of the inputs "mean …" of :func:`fit_form`: a coefficient costs 1 / 0.4² of another's penalty."""
 
-
-SAME = 1e-9
+LEAST_DEVIATION = 1e-9
 """Standard deviation of an input below which all its values are taken to be the same, but for rounding."""
 
 
@@ -116,7 +115,7 @@ def fit_regression(
     if len(seen) < 2:
         return Regression(names, (), (), (), (), (), prior.tolist(), bounded)
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
-    scale[scale < SAME] = 1.0
+    scale[scale < LEAST_DEVIATION] = 1.0
     scaled = (inputs - mean) / scale
     factor = np.ones(len(names)) if weight is None else weight
     model = LogisticRegression(C=strength, max_iter=1000).fit(
