@@ -60,3 +60,27 @@ def test_names_of_groups_do_not_matter():
     first = bootstrap.cluster_numbers(["x", "y", "x", "z"], 4)
     assert first.tolist() == bootstrap.cluster_numbers(["9", "1", "9", "5"], 4).tolist() == [0, 1, 0, 2]
     assert bootstrap.cluster_numbers(None, 3).tolist() == [0, 1, 2]
+
+
+def test_two_prompts_give_an_interval():
+    values = np.array([1.0, 2.0])
+    assert bootstrap.bootstrap_interval(values, np.array([0, 1])) == (1.0, 2.0)
+    assert bootstrap.paired_bootstrap(values, values - 1, np.array([3, 5])).difference_ci == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("drawn", range(5))
+def test_every_prompt_is_drawn_as_often(drawn):
+    values = np.eye(5)[drawn]
+    means = bootstrap.bootstrap_means(values, np.arange(5), seed=1, replicates=4000)
+    # each mean is a fifth of a binomial count of five draws: variance 0.2 · 0.8 / 5
+    assert means.mean() == pytest.approx(0.2, abs=5 * math.sqrt(0.2 * 0.8 / 5 / 4000))
+
+
+def test_random_parts_have_whole_prompts_and_are_even():
+    cluster = np.repeat(np.arange(23), 3)
+    part = bootstrap.random_parts(cluster, seed=3)
+    first = part[::3]
+    assert np.array_equal(part, np.repeat(first, 3))
+    sizes = np.bincount(first, minlength=bootstrap.PARTS)
+    assert len(sizes) == bootstrap.PARTS and sizes.max() - sizes.min() == 1
+    assert not np.array_equal(first, bootstrap.random_parts(cluster, seed=4)[::3])
