@@ -17,6 +17,7 @@ from lmsys_unsloth.model.batch import Batch, collate, target
 from lmsys_unsloth.model.decoder import Decoder, FastDecoder, ReferenceDecoder, causal_lm, compute_dtype
 from lmsys_unsloth.model.fp8 import use_fp8
 from lmsys_unsloth.model.layers import fp8 as layers_fp8
+from lmsys_unsloth.model.packing import BLOCK
 from lmsys_unsloth.prompting.encoding import EncodedRow
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ T = TypeVar("T")
 ROWS = 4
 """Number of the shortest rows that are compared."""
 
-LONG = 2 * 128 + 1
+LONG = 2 * BLOCK + 1
 """Maximum tokens of a compared row, which is cut there: it reaches three blocks of FlexAttention's mask, and
 exceeds the rows that have an attention of their own on a CPU. Gemma 2 9B's own forward pass keeps about 2 GB
 of attention logits for the gradients of such a row."""

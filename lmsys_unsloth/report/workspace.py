@@ -47,7 +47,7 @@ def build_workspace(entity: str, project: str) -> ws.Workspace:
 
 def _panels() -> dict[str, tuple[Any, ...]]:
     """The panels of each section."""
-    baselines = [f"eval/baselines/{name}" for name in ("class_prior", "logistic_regression")]
+    baselines = [f"eval/baselines/{name}" for name in ("class_prior", "logistic_regression", "form")]
     fold, loss = wr.SummaryMetric("eval/fold"), wr.SummaryMetric("eval/log_loss")
     scaled = tuple(f"eval/adjusted/{name}/log_loss" for name in ("raw", "temperature", "stack"))
     return {

@@ -30,12 +30,13 @@ from lmsys_unsloth.model.decoder import FastDecoder, ReferenceDecoder, causal_lm
 from lmsys_unsloth.model.layers import gated_mlp, projections
 from lmsys_unsloth.model.layers.linear import linear
 from lmsys_unsloth.model.layers.rope import rope_table
-from lmsys_unsloth.model.packing import PackedRows
+from lmsys_unsloth.model.packing import BLOCK, PackedRows
 from lmsys_unsloth.model.parity import (
     LONG,
     UPDATE,
     FallbackDecoder,
     choose_decoder,
+    perturbed,
     random_updates,
     relative_distance,
 )
@@ -196,6 +197,7 @@ def test_the_shortest_rows_and_the_beginning_of_the_longest_are_compared(
     monkeypatch.setattr(FastDecoder, "__call__", call)
     assert is_used(fresh("llama"), [50, 9, 300, 40, 20, 5])
     assert seen == [(5, 9, 20, 40, LONG)]
+    assert LONG > 2 * BLOCK
 
 
 def test_a_failing_reference_decoder_does_not_replace_the_fast_one(
@@ -255,11 +257,25 @@ def test_updates_have_the_documented_deviation() -> None:
             assert float(weight.std()) == pytest.approx(deviation, rel=4 / (2 * weight.numel()) ** 0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_perturbations_are_within_the_machine_epsilon_in_both_directions(dtype: torch.dtype) -> None:
+    model, ids = fresh("llama", dtype), torch.arange(100) + 3
+    embeddings, epsilon = causal_lm(model).get_input_embeddings(), torch.finfo(dtype).eps  # type: ignore[operator]
+    before = embeddings(ids).double()
+    with perturbed(model):
+        change = embeddings(ids).double() / before - 1
+    assert torch.equal(embeddings(ids).double(), before)
+    assert change.abs().max() <= 1.5 * epsilon * (1 + epsilon)  # half an epsilon is that of rounding
+    assert change.min() < -epsilon / 2 and change.max() > epsilon / 2
+
+
 def test_distances_are_relative_to_the_expected_vector_and_the_largest_counts() -> None:
     expected = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
     found = expected + torch.tensor([[0.0, 0.5], [0.0, 0.5]])
     assert relative_distance(found, expected) == pytest.approx(0.1)
     assert relative_distance(8 * found, 8 * expected) == pytest.approx(0.1)
+    several = torch.stack([expected, expected]), torch.stack([found, expected])
+    assert relative_distance(several[1], several[0]) == pytest.approx(0.1)
 
 
 def test_the_reference_decoder_is_checked_without_compiling_it() -> None:
@@ -315,6 +331,7 @@ def test_a_fast_decoder_that_fails_is_replaced_for_all_who_hold_it(caplog: pytes
     states.sum().backward()
     assert all(torch.equal(model.get_parameter(name).grad, gradient) for name, gradient in once.items())
     decoder.run(lambda: decoder(torch.arange(9), (4, 5)))
+    assert not FallbackDecoder(FastDecoder(model)).checkpointed
     assert caplog.text.count("the fast decoder failed (RuntimeError: no kernel image") == 1
 
 

@@ -56,7 +56,7 @@ class Server:
         if key := os.environ.get(KEY):
             self._session.headers["Authorization"] = f"Bearer {key}"
         self.model = settings.model or self._first_model()
-        self._bounded = self._seen = 0
+        self._bounded = 0
 
     def logits(self, rows: Sequence[Sequence[int]]) -> Tensor:
         """Compute log-probabilities; see :class:`~lmsys_unsloth.predict.engines.engine.Engine`."""
