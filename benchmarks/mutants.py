@@ -2,6 +2,7 @@
 
     python benchmarks/mutants.py                      # all modules of the list: two hours on a core
     python benchmarks/mutants.py folds --sample 40    # 40 mutants of one module, drawn with a seed
+    python benchmarks/mutants.py folds --again FILE   # those that an earlier output lists as surviving
 
 Each mutant is run in a forked process with the tests of its module, in a copy of the checkout. Surviving
 mutants are printed, except those that ``equivalent_mutants.yaml`` names with a reason.
@@ -45,7 +46,13 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "answer_tokens": (
         "prompting/answer_tokens.py", ("prompting/test_answer_tokens.py", "prompting/test_guarantees.py"),
     ),
-    "answer_head": ("model/answer_head.py", ("model/test_answer_head.py", "model/test_heads.py")),
+    "answer_head": (
+        "model/answer_head.py",
+        (
+            "model/test_answer_head.py", "model/test_heads.py", "train/test_losses.py",
+            "train/test_offset_training.py", "train/test_head_training.py",
+        ),
+    ),
     "lm_head": (
         "model/lm_head.py",
         ("model/test_lm_head.py", "model/test_answer_head.py", "model/test_decoder.py"),
@@ -142,6 +149,11 @@ def _not_run(node: ast.AST) -> Iterator[ast.AST]:
         yield from ast.walk(node)
 
 
+def change(text: str) -> str:
+    """The change that a line of the output describes, without the module and the number of the line."""
+    return text.partition(": ")[2]
+
+
 def survives(mutant: Mutant, checkout: Path, file: Path, tests: tuple[str, ...]) -> bool:
     """Whether all tests pass with the mutant; they run in a process that ends with it."""
     original = file.read_text(encoding="utf-8")
@@ -166,6 +178,7 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", default=list(MODULES), metavar="MODULE")
     parser.add_argument("--sample", type=int, help="number of mutants of each module")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--again", type=Path, metavar="FILE", help="output whose surviving mutants to run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         checkout = Path(scratch, "checkout")
@@ -183,11 +196,14 @@ def main() -> int:
             path, tests = MODULES[name]
             file = checkout / "lmsys_unsloth" / path
             found = list(mutants(name, file.read_text(encoding="utf-8")))
+            if options.again is not None:
+                listed = {change(line) for line in options.again.read_text(encoding="utf-8").splitlines()}
+                found = [mutant for mutant in found if change(str(mutant)) in listed]
             if options.sample is not None and options.sample < len(found):
                 found = random.Random(options.seed).sample(found, options.sample)
             started = time.perf_counter()
             alive = [mutant for mutant in found if survives(mutant, checkout, file, tests)]
-            alive = [mutant for mutant in alive if str(mutant).partition(": ")[2] not in EQUIVALENT]
+            alive = [mutant for mutant in alive if change(str(mutant)) not in EQUIVALENT]
             seconds = time.perf_counter() - started
             print(f"{name}: {len(found)} mutants, {len(alive)} survive, {seconds:.0f} s", flush=True)
             for mutant in alive:
