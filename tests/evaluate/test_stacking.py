@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -11,10 +12,17 @@ from numpy.typing import NDArray
 from lmsys_unsloth.data.arena import simulate
 from lmsys_unsloth.data.form.features import form_features
 from lmsys_unsloth.data.form.regression import fit_form
-from lmsys_unsloth.evaluate import baselines
+from lmsys_unsloth.evaluate import baselines, stacking
 from lmsys_unsloth.evaluate.bootstrap import paired_bootstrap
 from lmsys_unsloth.evaluate.calibration import apply_temperature, fit_temperature, log_losses
-from lmsys_unsloth.evaluate.stacking import Calibration, adjust_parts, fit_stack, stack_inputs
+from lmsys_unsloth.evaluate.stacking import (
+    PENALTY,
+    POSITION_PENALTY,
+    Calibration,
+    adjust_parts,
+    fit_stack,
+    stack_inputs,
+)
 
 Array = NDArray[np.float64]
 ONCE, BOTH = np.ones, np.zeros
@@ -192,3 +200,55 @@ def test_one_part_is_not_enough(arena: tuple[Array, Array, NDArray[np.int64]]) -
     features, truth, labels = (values[:9] for values in arena)
     with pytest.raises(ValueError, match="at least two parts"):
         adjust_parts(truth, labels, np.zeros(9, np.int64), np.arange(9), features, None, ONCE(9))
+
+
+def test_a_stack_starts_at_the_geometric_mean_of_both_predictions(
+    arena: tuple[Array, Array, NDArray[np.int64]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, truth, labels = arena
+    monkeypatch.setattr(stacking, "PENALTY", 1e9)
+    monkeypatch.setattr(stacking, "POSITION_PENALTY", 1e9)
+    model, form = predict("weak", truth), fit_form(features[:200], labels[:200]).predict_form(features)
+    stack = fit_stack(model[:50], form[:50], labels[:50], ONCE(50), np.arange(50))
+    mean = np.sqrt(model * form)
+    expected = mean / mean.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(stack.predict(stack_inputs(model, form, ONCE(3000))), expected, atol=1e-6)
+
+
+def test_a_stack_minimises_the_documented_loss(arena: tuple[Array, Array, NDArray[np.int64]]) -> None:
+    features, truth, labels = (each[:400] for each in arena)
+    model, form = (
+        predict("overconfident", truth),
+        fit_form(features[:200], labels[:200]).predict_form(features),
+    )
+    prompts = np.arange(400) // 2
+    inputs, start = stack_inputs(model, form, ONCE(400)), np.array([0.5, 0.5, 0.5, 0.5, 0, 0])
+    stack = fit_stack(model, form, labels, ONCE(400), prompts)
+
+    def loss(weights: Array) -> float:
+        a, b, c, d, intercept, position = weights
+        changed = dataclasses.replace(
+            stack,
+            coefficients=((a, 0, b, 0, position), (-a, 0, -b, 0, -position), (0, c, 0, d, 0)),
+            intercept=(0, 0, intercept),
+        )
+        penalty = np.array([PENALTY] * 5 + [POSITION_PENALTY]) @ (weights - start) ** 2
+        return float(penalty + 200 * log_losses(changed.predict(inputs), labels).mean())
+
+    (a, _, b, _, position), _, (_, c, _, d, _) = stack.coefficients
+    fitted = np.array([a, b, c, d, stack.intercept[2], position])
+    assert np.abs(fitted - start).min() > 1e-4  # the labels moved every weight
+    for direction in np.eye(6):
+        assert loss(fitted) < min(loss(fitted + 0.02 * direction), loss(fitted - 0.02 * direction))
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_rows_are_divided_at_random_only_where_no_other_part_is_left(
+    arena: tuple[Array, Array, NDArray[np.int64]], parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, truth, labels = (each[:60] for each in arena)
+    drawn, ordinary = [], stacking.random_parts
+    monkeypatch.setattr(stacking, "random_parts", lambda c: drawn.append(len(c)) or ordinary(c))
+    rows = np.arange(60)
+    adjust_parts(predict("weak", truth), labels, rows % parts, rows, features, None, ONCE(60))
+    assert drawn == ([30, 30] if parts == 2 else [])
