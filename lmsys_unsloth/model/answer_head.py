@@ -165,8 +165,8 @@ class AnswerHead(nn.Module):
             facts = {"kind": self.kind, "answer_ids": self._answers_text()}
             save_file({"weight": self.weight.detach().cpu().contiguous()}, folder / FILE, metadata=facts)
 
-    def load(self, folder: Path, *, offset: bool = True) -> None:
-        """Read what :meth:`save` wrote; without the offset if that is asked for.
+    def load(self, folder: Path, *, offset: bool) -> None:
+        """Read what :meth:`save` wrote; the offset only if ``offset`` says so.
 
         Raises:
             UserError: the folder lacks trained weights, or holds those of another kind of head or of other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,19 @@ def test_a_new_classifier_is_small_and_depends_on_the_seed_only() -> None:
     assert abs(one.mean()) < 4 * 0.02 / one.numel() ** 0.5  # four standard errors
 
 
+def test_a_new_classifier_of_a_model_without_initializer_range_is_as_small() -> None:
+    model = tiny_model("llama")
+    facts = {key: value for key, value in vars(model.config).items() if key != "initializer_range"}
+    model.config = SimpleNamespace(**facts)
+    weight = AnswerHead(model, head_config("linear"), FOUR).weight
+    assert weight is not None and 0.01 < weight.std() < 0.03
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("lm", 1), ("lm_trained", 1), ("linear", 1), ("davidson", 2)])
+def test_only_a_head_of_pairs_keeps_rows_together(kind: str, rows: int) -> None:
+    assert AnswerHead(tiny_model("llama"), head_config(kind), ANSWERS).rows_per_unit == rows
+
+
 def test_trained_heads_take_answers_of_one_token() -> None:
     with pytest.raises(ValueError, match="must be one token each"):
         AnswerHead(tiny_model("llama"), head_config("linear"), LONG_ANSWERS)
@@ -159,7 +173,7 @@ def test_a_trained_head_is_saved_and_loaded_exactly(kind: str, tmp_path: Path) -
 def test_heads_without_weights_write_nothing(kind: str, tmp_path: Path) -> None:
     head = AnswerHead(tiny_model("llama"), head_config(kind), ANSWERS)
     head.save(tmp_path)
-    head.load(tmp_path)
+    head.load(tmp_path, offset=True)
     assert not list(tmp_path.iterdir())
 
 
