@@ -77,6 +77,8 @@ def measure(folder: Path) -> None:
         from lmsys_unsloth.config.run_directory import Run
         from lmsys_unsloth.core.files import write_json
         from lmsys_unsloth.data import sources
+        from lmsys_unsloth.data.comparison import label_array
+        from lmsys_unsloth.data.form.features import form_features
         from lmsys_unsloth.evaluate import baselines, metrics, predictions
         from lmsys_unsloth.report import page
     with timed("read the rows' texts (CSV)"):
@@ -88,7 +90,8 @@ def measure(folder: Path) -> None:
     with timed("read predictions.parquet"):
         predicted = predictions.read_predictions(folder / "predictions.parquet")
     with timed("logistic regression, 5 folds"):
-        baseline = baselines.cross_validate(rows, predicted.folds)
+        features, labels = form_features(rows), label_array(rows)
+        baseline = baselines.predict_parts(features, labels, predicted.folds, baselines.fit_baseline)
         predicted = predictions.with_columns(predicted, predictions.BASELINE_COLUMNS, baseline)
     with timed("all metrics"):
         result = metrics.score_predictions(predicted)

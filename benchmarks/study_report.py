@@ -13,23 +13,23 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from factories import config
 from heading import heading
 from matplotlib.figure import Figure
 from study_runs import BASE, RECORD, Job, Study, describe_failure, read_record
 
 from lmsys_unsloth.config.run_directory import Run
-from lmsys_unsloth.config.schema import DataConfig
-from lmsys_unsloth.core.arrays import Floats
 from lmsys_unsloth.core.files import replacing, write_text
-from lmsys_unsloth.data.comparison import Comparison
-from lmsys_unsloth.data.dataset import load_rows
-from lmsys_unsloth.evaluate import baselines
 from lmsys_unsloth.evaluate.bootstrap import PairedDifference, cluster_numbers, paired_bootstrap
 from lmsys_unsloth.evaluate.calibration import log_losses
-from lmsys_unsloth.evaluate.predictions import read_predictions
+from lmsys_unsloth.evaluate.predictions import (
+    BASELINE_COLUMNS,
+    FORM_COLUMNS,
+    read_predictions,
+    stored_columns,
+)
 
-REGRESSION = "logistic regression"
+BASELINE, FORM = "logistic regression", "regression on form"
+"""Names of the regressions, as in reports."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ class FinishedRun:
     """Log loss of each scored row, by id."""
     clusters: pd.Series[str]
     """Rows of one prompt share a name, also over folds and seeds; by id."""
-    regression: pd.Series[float]
-    """Log loss of the logistic regression on the form of the responses, by id."""
+    baseline: pd.Series[float]
+    """Log loss of the baseline, logistic regression on twelve features, fitted on the same rows; by id."""
+    form: pd.Series[float]
+    """Log loss of the regression on form that ``head.offset`` and ``eval.stack`` use, likewise."""
 
 
 def read_runs(study: Study, output: Path) -> tuple[list[FinishedRun], list[str]]:
@@ -67,35 +69,24 @@ def read_run(job: Job, folder: Path) -> FinishedRun:
     run = Run(folder)
     predicted = read_predictions(run.predictions)
     fingerprint = run.data_description()["fingerprint"]
-    regression = regression_probabilities(run, tuple(job.overrides), tuple(predicted.ids))
+    regressions = [stored_columns(predicted, columns) for columns in (BASELINE_COLUMNS, FORM_COLUMNS)]
     by_id: Callable[[Any], Any] = functools.partial(pd.Series, index=list(predicted.ids))
+    known = [predicted.probabilities.astype(np.float64), *(each for each in regressions if each is not None)]
+    if len(known) < 3:
+        raise SystemExit(
+            f"{folder}: was scored by a version that stored no regressions; delete it, run again"
+        )
+    losses, baseline, form = (by_id(log_losses(each, predicted.labels)) for each in known)
     return FinishedRun(
         job,
         json.loads(run.metrics.read_text(encoding="utf-8")),
         json.loads(run.training.read_text(encoding="utf-8"))["seconds"],
         str(run.environment_description()["commit"]),
-        by_id(log_losses(predicted.probabilities.astype(np.float64), predicted.labels)),
+        losses,
         by_id([f"{fingerprint} {group}" for group in predicted.groups]),
-        by_id(log_losses(regression, predicted.labels)),
+        baseline,
+        form,
     )
-
-
-def regression_probabilities(run: Run, overrides: tuple[str, ...], scored: tuple[str, ...]) -> Floats:
-    """Predict rows by id ``[scored, 3]`` with a regression fitted on the rows that the run was trained on."""
-    data = config(*overrides).data.model_copy(update={"soft_labels": True})
-    trained = pd.read_csv(run.training_rows, dtype={"id": str}, keep_default_na=False)["id"]
-    return _regression(data.model_dump_json(), tuple(trained), scored)
-
-
-@functools.cache
-def _regression(data: str, trained: tuple[str, ...], scored: tuple[str, ...]) -> Floats:
-    by_id = _rows_by_id(data)
-    return baselines.logistic_regression([by_id[id] for id in trained], [by_id[id] for id in scored])
-
-
-@functools.lru_cache(maxsize=1)
-def _rows_by_id(data: str) -> dict[str, Comparison]:
-    return {row.id: row for row in load_rows(DataConfig.model_validate_json(data))}
 
 
 def compare(
@@ -125,11 +116,12 @@ class Result:
     from_base: PairedDifference | None
     """Over the seeds and folds on which the base arm was trained too; None if there are none."""
     runs_paired: int
-    from_regression: PairedDifference
+    from_baseline: PairedDifference
+    from_form: PairedDifference
 
 
 def compare_arms(runs: Sequence[FinishedRun]) -> list[Result]:
-    """Compare every arm of each data set with the base arm and with the logistic regression."""
+    """Compare every arm of each data set with the base arm and with both regressions."""
     base = {(run.job.data_set, run.job.seed, run.job.fold): run for run in runs if run.job.arm == BASE}
     groups: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
@@ -144,10 +136,10 @@ def compare_arms(runs: Sequence[FinishedRun]) -> list[Result]:
                 [other.losses for _, other in pairs],
                 [run.clusters for run, _ in pairs],
             )
-        from_regression = compare(
-            [run.losses for run in own], [run.regression for run in own], [run.clusters for run in own]
-        )
-        results.append(Result(data_set, arm, own, from_base, len(pairs), from_regression))
+        losses, clusters = [run.losses for run in own], [run.clusters for run in own]
+        from_baseline = compare(losses, [run.baseline for run in own], clusters)
+        from_form = compare(losses, [run.form for run in own], clusters)
+        results.append(Result(data_set, arm, own, from_base, len(pairs), from_baseline, from_form))
     return results
 
 
@@ -185,7 +177,7 @@ def as_markdown(study: Study, results: Sequence[Result], failed: Sequence[str]) 
     ]
     for name in sets:
         lines += _set_table(study, name, [result for result in results if result.data_set == name])
-    if len(sets) > 1:
+    if len(sets) > 1 and any(result.from_base for result in results):
         lines += _summary(arms, sets, results)
     if failed:
         lines += ["\n## Failed runs\n", *(f"- {failure}" for failure in failed)]
@@ -204,16 +196,17 @@ def _set_table(study: Study, name: str, results: Sequence[Result]) -> list[str]:
     where = sorted({(run.job.seed, run.job.fold) for run in runs})
     first = results[0].runs
     prior = _mean([run.metrics["baselines"]["class_prior"] for run in first])
-    regression = _mean([run.metrics["baselines"]["logistic_regression"] for run in first])
+    baseline, form = (
+        _mean([run.metrics["baselines"][name] for run in first]) for name in ("logistic_regression", "form")
+    )
     overrides = " ".join(study.sets[name].overrides) if name in study.sets else ""
     return [
         f"\n## {name}\n",
         f"`{overrides}`; seed and fold {', '.join(f'{seed}-{fold}' for seed, fold in where)}; "
         f"{', '.join(sorted({str(len(run.losses)) for run in runs}))} rows scored in a run.\n"
-        f"Class prior {prior}, logistic regression {regression}"
-        f" (of the runs of `{results[0].arm}`).\n",
-        f"| arm | runs | log loss | after temperature | training, s | − {BASE} | − {REGRESSION} |",
-        "|---|---|---|---|---|---|---|",
+        f"Class prior {prior}, {BASELINE} {baseline}, {FORM} {form} (of the runs of `{results[0].arm}`).\n",
+        f"| arm | runs | log loss | after temperature | training, s | − {BASE} | − {BASELINE} | − {FORM} |",
+        "|---|---|---|---|---|---|---|---|",
         *(
             f"| {result.arm} | {len(result.runs)} "
             f"| {_mean([run.metrics['log_loss'] for run in result.runs])} "
@@ -221,7 +214,7 @@ def _set_table(study: Study, name: str, results: Sequence[Result]) -> list[str]:
             f"| {statistics.mean(run.seconds for run in result.runs):.0f} "
             f"| {_difference(result.from_base)}"
             f"{f' ({result.runs_paired} runs)' if 0 < result.runs_paired < len(result.runs) else ''} "
-            f"| {_difference(result.from_regression)} |"
+            f"| {_difference(result.from_baseline)} | {_difference(result.from_form)} |"
             for result in results
         ),
     ]
@@ -263,23 +256,36 @@ def _difference(pair: PairedDifference | None) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
+_PAIRS: dict[str, Callable[[Result], PairedDifference | None]] = {
+    BASE: lambda result: result.from_base,
+    BASELINE: lambda result: result.from_baseline,
+    FORM: lambda result: result.from_form,
+}
+
+
 def plot(results: Sequence[Result]) -> Figure:
-    """Draw the paired differences and their intervals: a column of panels for each data set."""
+    """Draw the paired differences and their intervals: a column of panels for each data set.
+
+    There is no row of panels for the base arm where nothing can be compared with it.
+    """
     sets = list(dict.fromkeys(result.data_set for result in results))
     arms = list(dict.fromkeys(result.arm for result in results))
-    rows: dict[str, Callable[[Result], PairedDifference | None]] = {
-        f"log loss − {BASE}": lambda result: result.from_base,
-        f"log loss − {REGRESSION}": lambda result: result.from_regression,
+    rows = {
+        f"log loss − {name}": pairs
+        for name, choose in _PAIRS.items()
+        if any((pairs := {(result.data_set, result.arm): choose(result) for result in results}).values())
     }
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(2.2 + 2.6 * len(sets), 1.6 + 0.44 * len(arms)), layout="constrained")
+        figure = Figure(
+            figsize=(2.2 + 2.6 * len(sets), len(rows) * (0.8 + 0.22 * len(arms))), layout="constrained"
+        )
         axes = figure.subplots(len(rows), len(sets), sharex="row", sharey=True, squeeze=False)
-        for panels, (label, choose) in zip(axes, rows.items(), strict=True):
+        for panels, (label, pairs) in zip(axes, rows.items(), strict=True):
             for axis, name in zip(panels, sets, strict=True):
-                own = [result for result in results if result.data_set == name]
-                pairs = {result.arm: pair for result in own if (pair := choose(result))}
-                for arm, pair in pairs.items():
-                    y, (low, high) = arms.index(arm), pair.difference_ci or (pair.difference,) * 2
+                for y, arm in enumerate(arms):
+                    if (pair := pairs.get((name, arm))) is None:
+                        continue
+                    low, high = pair.difference_ci or (pair.difference,) * 2
                     colour = "#2f8f57" if high < 0 else "#c0392b" if low > 0 else "#6b7785"
                     axis.plot([low, high], [y, y], color=colour, linewidth=1.5)
                     axis.plot(pair.difference, y, "o", color=colour, markersize=4)

@@ -24,8 +24,11 @@ from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.comparison import label_array
 from lmsys_unsloth.data.dataset import load_fold
+from lmsys_unsloth.data.form.features import form_features
+from lmsys_unsloth.data.form.regression import fit_form
 from lmsys_unsloth.data.trained_rows import save_trained_rows
-from lmsys_unsloth.evaluate import baselines, predictions
+from lmsys_unsloth.evaluate import predictions
+from lmsys_unsloth.evaluate.baselines import fit_baseline
 from lmsys_unsloth.evaluate.metrics import score_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,8 +194,10 @@ def _finish(job: study_runs.Job, output: Path, noise: float) -> None:
         label_array(fold.validation),
         {"group": [str(group) for group in fold.groups]},
     )
-    regression = baselines.logistic_regression(fold.train, fold.validation)
-    predicted = predictions.with_columns(predicted, predictions.BASELINE_COLUMNS, regression)
+    train, labels = form_features(fold.train), label_array(fold.train)
+    for columns, fit in ((predictions.BASELINE_COLUMNS, fit_baseline), (predictions.FORM_COLUMNS, fit_form)):
+        found = fit(train, labels).predict_form(form_features(fold.validation))
+        predicted = predictions.with_columns(predicted, columns, found)
     metrics = score_predictions(predicted)
     predictions.write_predictions(run.predictions, predicted)
     write_json(run.metrics, metrics.to_json())
@@ -215,8 +220,9 @@ def test_the_report_of_a_study_compares_finished_runs_and_lists_failed_ones(tmp_
     assert arm.from_base is not None and arm.from_base.difference < 0
     losses = [run.metrics["log_loss"] for run in (arm.runs[0], base.runs[0])]
     assert arm.from_base.difference == pytest.approx(losses[0] - losses[1])
-    recorded = [run.metrics["against_logistic_regression"]["difference"] for run in arm.runs]
-    assert [arm.from_regression.difference] == pytest.approx(recorded)
+    for found, name in ((arm.from_baseline, "logistic_regression"), (arm.from_form, "form")):
+        recorded = [run.metrics[f"against_{name}"]["difference"] for run in arm.runs]
+        assert [found.difference] == pytest.approx(recorded)
 
     study_report.write_report(study, tmp_path)
     text = (tmp_path / "study.md").read_text()

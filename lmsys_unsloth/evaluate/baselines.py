@@ -7,15 +7,15 @@ model that loses to it has learnt nothing useful about content. The regression t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmsys_unsloth.core.arrays import Floats, Ints
-from lmsys_unsloth.data.comparison import UNLABELLED, Comparison, label_array
-from lmsys_unsloth.data.form.features import COMMON, FEATURES, MEASURES, form_features
+from lmsys_unsloth.data.comparison import UNLABELLED
+from lmsys_unsloth.data.form.features import COMMON, FEATURES, MEASURES
 from lmsys_unsloth.data.form.regression import Regression, class_prior, fit_form, fit_regression
 
 INPUTS = (*MEASURES[:5], *COMMON)
@@ -26,23 +26,13 @@ STRENGTH = 0.03
 
 
 def fit_baseline(features: Floats, labels: Ints) -> Regression:
-    """Fit the labels ``[n]`` by :data:`INPUTS` of ``[n, features]``; unlabelled rows are left out."""
+    """Fit the labels ``[n]`` by :data:`INPUTS` of ``[n, features]``; unlabelled rows are left out.
+
+    If all labels are equal, or there are none, every row is predicted to have the class prior.
+    """
     known = labels != UNLABELLED
     inputs = features[known][:, [FEATURES.index(name) for name in INPUTS]]
     return fit_regression(INPUTS, inputs, labels[known], prior=class_prior(labels[known]), strength=STRENGTH)
-
-
-def logistic_regression(train: Sequence[Comparison], validation: Sequence[Comparison]) -> Floats:
-    """Predict the validation rows ``[validation, 3]`` with a regression fitted on labelled training rows.
-
-    Every row gets the class prior when the training rows have a single outcome or there are none.
-    """
-    return fit_baseline(form_features(train), label_array(train)).predict_form(form_features(validation))
-
-
-def cross_validate(rows: Sequence[Comparison], folds: Sequence[int] | NDArray[Any]) -> Floats:
-    """Predict each fold ``[rows, 3]`` with a logistic regression fitted on all other folds."""
-    return predict_parts(form_features(rows), label_array(rows), np.asarray(folds), fit_baseline)
 
 
 def predict_parts(

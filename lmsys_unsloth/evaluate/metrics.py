@@ -70,7 +70,7 @@ def compute_metrics(
         train_prior: ``[3]`` class shares of the training rows. Without it the class-prior baseline uses the
             evaluated rows' own shares, the best constant prediction.
         true_probabilities: ``[n, 3]`` of simulated rows, from which the best possible log loss follows.
-        baseline_probabilities: ``[n, 3]`` of ``baselines.logistic_regression`` on the same rows.
+        baseline_probabilities: ``[n, 3]`` of ``baselines.fit_baseline`` on the same rows.
         form_probabilities: ``[n, 3]`` of ``fit_form`` on the same rows.
         raw_probabilities: ``[n, 3]`` before calibration, for the temperature; None: ``probabilities``.
         folds: ``[n]`` fold of each row; several folds are also scored one by one.

@@ -96,7 +96,8 @@ def test_one_group_of_prompts_leaves_the_predictions_as_they_are(caplog: pytest.
 
 def test_every_method_is_compared_with_raw_predictions_and_with_the_regression() -> None:
     raw = predictions()
-    raw = with_columns(raw, BASELINE_COLUMNS, baselines.cross_validate(ROWS, raw.folds))
+    baseline = baselines.predict_parts(FEATURES, label_array(ROWS), raw.folds, baselines.fit_baseline)
+    raw = with_columns(raw, BASELINE_COLUMNS, baseline)
     scores = adjustment.compare(raw, adjustment.adjust_out_of_fold(raw, FEATURES))
     assert list(scores) == ["raw", "temperature", "stack"] and scores["raw"].against_raw is None
     pair = scores["temperature"].against_raw

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lmsys_unsloth.core.arrays import Floats
 from lmsys_unsloth.data.arena import simulate
 from lmsys_unsloth.data.comparison import Comparison, label_array
 from lmsys_unsloth.data.form.features import FEATURES, form_features
@@ -22,13 +24,19 @@ def row(a: str, b: str, label: int | None = 0, prompt: str = "Tell me about tea"
     return Comparison("x", (prompt,), (a,), (b,), label)
 
 
+def predicted(train: Sequence[Comparison], validation: Sequence[Comparison]) -> Floats:
+    """Predictions of the validation rows by the baseline, fitted on the training rows."""
+    fitted = baselines.fit_baseline(form_features(train), label_array(train))
+    return fitted.predict_form(form_features(validation))
+
+
 def test_the_regression_learns_that_the_longer_response_wins():
     random = np.random.default_rng(0)
     rows = []
     for _ in range(300):
         a, b = random.integers(1, 200, 2)
         rows.append(row("word " * a, "word " * b, label=0 if a > b else 1))
-    p = baselines.logistic_regression(rows[:200], rows[200:])
+    p = predicted(rows[:200], rows[200:])
     np.testing.assert_allclose(p.sum(axis=1), 1)
     labels = np.array([r.label for r in rows[200:]])
     assert (p.argmax(axis=1) == labels).mean() > 0.9
@@ -41,24 +49,24 @@ def test_the_baseline_is_a_regression_of_scikit_learn_on_twelve_features():
     assert inputs.shape[1] == 12
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=1000))
     expected = pipeline.fit(inputs[:200], label_array(rows[:200])).predict_proba(inputs[200:])
-    found = baselines.logistic_regression(rows[:200], rows[200:])
+    found = predicted(rows[:200], rows[200:])
     np.testing.assert_allclose(found, expected, rtol=1e-3)  # as far as the optimiser found the minimum
 
 
 def test_training_rows_of_one_outcome_or_none_give_the_class_prior():
     validation = [row("a", "b"), row("c", "d", None)]
-    np.testing.assert_allclose(baselines.logistic_regression([], validation), 1 / 3)
-    p = baselines.logistic_regression([row("a", "b", 1), row("c", "d", 1), row("e", "f", None)], validation)
+    np.testing.assert_allclose(predicted([], validation), 1 / 3)
+    p = predicted([row("a", "b", 1), row("c", "d", 1), row("e", "f", None)], validation)
     np.testing.assert_allclose(p, [[0.2, 0.6, 0.2]] * 2)
-    assert baselines.logistic_regression([row("a", "b", 1)], []).shape == (0, 3)
+    assert predicted([row("a", "b", 1)], []).shape == (0, 3)
 
 
 def test_cross_validated_predictions_come_from_the_other_folds():
     rows = [row("word " * (1 + i % 7), "word " * (1 + i % 5), i % 3) for i in range(60)]
     folds = np.arange(60) % 2
-    p = baselines.cross_validate(rows, folds)
-    np.testing.assert_allclose(p[::2], baselines.logistic_regression(rows[1::2], rows[::2]))
-    np.testing.assert_allclose(p[1::2], baselines.logistic_regression(rows[::2], rows[1::2]))
+    p = baselines.predict_parts(form_features(rows), label_array(rows), folds, baselines.fit_baseline)
+    np.testing.assert_allclose(p[::2], predicted(rows[1::2], rows[::2]))
+    np.testing.assert_allclose(p[1::2], predicted(rows[::2], rows[1::2]))
 
 
 def test_the_regression_beats_the_class_prior_on_real_rows(shared):
@@ -82,7 +90,7 @@ def test_the_regression_beats_the_class_prior_on_real_rows(shared):
         [r for r in rows if r.prompts in held_out],
     )
     labels = np.array([r.label for r in validation])
-    regression = calibration.log_losses(baselines.logistic_regression(train, validation), labels).mean()
+    regression = calibration.log_losses(predicted(train, validation), labels).mean()
     prior = class_prior(np.array([r.label for r in train]))
     constant = calibration.log_losses(np.tile(prior, (len(labels), 1)), labels).mean()
     assert regression < constant - 0.05
