@@ -120,7 +120,7 @@ def _compare_with_others(score: Score) -> Iterator[Finding]:
             text = f"It beats {model} by {-pair.difference:.3f}{between(gain)}{chance}."
             yield Finding(text, "good" if certain else "plain")
     if score.baselines.form is not None and score.against_form is not None:
-        yield _compare_with_form(score.baselines.form, score.against_form)
+        yield _compare_with_form(score.baselines.form, score.against_form, suggest=score.log_loss <= prior)
     if best is not None:
         text = f"The best possible log loss on these simulated rows is {best:.3f}"
         if max(best, score.log_loss) < prior:
@@ -129,12 +129,16 @@ def _compare_with_others(score: Score) -> Iterator[Finding]:
         yield Finding(f"{text}.")
 
 
-def _compare_with_form(form: float, pair: PairedDifference) -> Finding:
+def _compare_with_form(form: float, pair: PairedDifference, *, suggest: bool) -> Finding:
     """What the model adds to the regression that may be part of its own predictions."""
     alone = f"The regression on form that head.offset and eval.stack use scores {form:.3f} without the model"
     if pair.difference_ci is not None and pair.difference_ci[1] < 0:
         gain = (-pair.difference_ci[1], -pair.difference_ci[0])
         return Finding(f"{alone}: the model knows more, by {-pair.difference:.3f}{between(gain)}.", "good")
+    if pair.difference_ci is not None and pair.difference_ci[0] > 0:
+        loss = f"{pair.difference:.3f}{between(pair.difference_ci)}"
+        tip = "Train on more rows, or set eval.stack=true: form alone predicts better than the model."
+        return Finding(f"{alone}: better than the model, by {loss}.", "bad", tip if suggest else None)
     difference = f"{pair.difference:+.3f}{between(pair.difference_ci)}".replace("-", "−")
     return Finding(
         f"{alone}; the difference of {difference} does not show that the model knows more than the form says."

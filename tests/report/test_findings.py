@@ -78,6 +78,10 @@ def test_what_a_model_knows_beyond_the_form_is_reported():
     assert "without the model: the model knows more, by 0." in texts(better)
     equal = metrics.compute_metrics(truth, labels, form_probabilities=truth)
     assert "does not show that the model knows more" in texts(equal)
+    worse = metrics.compute_metrics((p + 1) / 4, labels, form_probabilities=truth)
+    finding = next(f for f in findings.list_findings(worse) if "without the model" in f.text)
+    assert finding.tone == "bad" and "better than the model, by 0." in finding.text
+    assert any("or set eval.stack=true" in tip for tip in suggestions(worse))
     assert "that head.offset" not in texts(metrics.compute_metrics(truth, labels))
 
 
