@@ -66,7 +66,6 @@ def _train(model: Any, tokenizer: Any, title: str, vocabulary: int, options: arg
     import torch
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
-    from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     cuda, checkpointed, rows = torch.cuda.is_available(), title == CHECKPOINTED, ROWS[title]
@@ -78,24 +77,7 @@ def _train(model: Any, tokenizer: Any, title: str, vocabulary: int, options: arg
     random = np.random.default_rng(0)
     ids = [random.integers(3, vocabulary, n).tolist() for n in each]
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.times: list[float] = []
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self._add()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if checkpointed != any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
-                raise RuntimeError("unsloth switched checkpointing on or off by itself")
-            if state.global_step in (steps, 2 * steps):
-                self._add()
-
-        def _add(self) -> None:
-            synchronize()
-            self.times.append(time.perf_counter())
-
-    clock = Clock()
+    clock = _epoch_clock(model, steps, checkpointed)
     with tempfile.TemporaryDirectory() as output:
         trainer = SFTTrainer(
             model=model,
@@ -120,6 +102,34 @@ def _train(model: Any, tokenizer: Any, title: str, vocabulary: int, options: arg
     began, warm, end = clock.times
     found = numbers(end - warm, sum(each), steps, warm - began)
     return {**found, "padding_free": bool(getattr(trainer, "padding_free", False))}
+
+
+def _epoch_clock(model: Any, steps: int, checkpointed: bool) -> Any:
+    """A callback whose ``times`` are the start of the training and the ends of both epochs of ``steps``.
+
+    Raises:
+        RuntimeError: in training, if checkpointing is not as ``checkpointed`` says.
+    """
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self._add()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if checkpointed != any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+                raise RuntimeError("unsloth switched checkpointing on or off by itself")
+            if state.global_step in (steps, 2 * steps):
+                self._add()
+
+        def _add(self) -> None:
+            synchronize()
+            self.times.append(time.perf_counter())
+
+    return Clock()
 
 
 def plain_variants(name: str, _: argparse.Namespace) -> list[Variant]:

@@ -180,6 +180,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", type=Path, metavar="FILE", help="output whose surviving mutants to run")
     options = parser.parse_args()
+    listed = set()
+    if options.again is not None:
+        if not options.again.is_file():
+            parser.error(f"--again {options.again}: there is no such file; name the output of an earlier run")
+        listed = {change(line) for line in options.again.read_text(encoding="utf-8").splitlines()}
     with tempfile.TemporaryDirectory() as scratch:
         checkout = Path(scratch, "checkout")
         ignored = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache")
@@ -197,7 +202,6 @@ def main() -> int:
             file = checkout / "lmsys_unsloth" / path
             found = list(mutants(name, file.read_text(encoding="utf-8")))
             if options.again is not None:
-                listed = {change(line) for line in options.again.read_text(encoding="utf-8").splitlines()}
                 found = [mutant for mutant in found if change(str(mutant)) in listed]
             if options.sample is not None and options.sample < len(found):
                 found = random.Random(options.seed).sample(found, options.sample)

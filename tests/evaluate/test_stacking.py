@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -217,10 +218,8 @@ def test_a_stack_starts_at_the_geometric_mean_of_both_predictions(
 
 def test_a_stack_minimises_the_documented_loss(arena: tuple[Array, Array, NDArray[np.int64]]) -> None:
     features, truth, labels = (each[:400] for each in arena)
-    model, form = (
-        predict("overconfident", truth),
-        fit_form(features[:200], labels[:200]).predict_form(features),
-    )
+    model = predict("overconfident", truth)
+    form = fit_form(features[:200], labels[:200]).predict_form(features)
     prompts = np.arange(400) // 2
     inputs, start = stack_inputs(model, form, ONCE(400)), np.array([0.5, 0.5, 0.5, 0.5, 0, 0])
     stack = fit_stack(model, form, labels, ONCE(400), prompts)
@@ -247,8 +246,8 @@ def test_rows_are_divided_at_random_only_where_no_other_part_is_left(
     arena: tuple[Array, Array, NDArray[np.int64]], parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features, truth, labels = (each[:60] for each in arena)
-    drawn, ordinary = [], stacking.random_parts
-    monkeypatch.setattr(stacking, "random_parts", lambda c: drawn.append(len(c)) or ordinary(c))
+    drawing = Mock(wraps=stacking.random_parts)
+    monkeypatch.setattr(stacking, "random_parts", drawing)
     rows = np.arange(60)
     adjust_parts(predict("weak", truth), labels, rows % parts, rows, features, None, ONCE(60))
-    assert drawn == ([30, 30] if parts == 2 else [])
+    assert [len(call.args[0]) for call in drawing.call_args_list] == ([30, 30] if parts == 2 else [])

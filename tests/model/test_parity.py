@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -333,6 +334,22 @@ def test_a_fast_decoder_that_fails_is_replaced_for_all_who_hold_it(caplog: pytes
     decoder.run(lambda: decoder(torch.arange(9), (4, 5)))
     assert not FallbackDecoder(FastDecoder(model)).checkpointed
     assert caplog.text.count("the fast decoder failed (RuntimeError: no kernel image") == 1
+
+
+def test_on_a_gpu_its_random_numbers_are_repeated_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, states = fresh("llama"), []
+    parameter = SimpleNamespace(device=torch.device("cuda"), grad=None)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: "state of the GPU")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", states.append)
+    decoder = FallbackDecoder(FastDecoder(model))
+    monkeypatch.setattr(model, "parameters", lambda: iter([parameter]))
+
+    def compute() -> None:
+        if isinstance(decoder.current, FastDecoder):
+            raise RuntimeError("no kernel image is available")
+
+    decoder.run(compute)
+    assert states == ["state of the GPU"]
 
 
 @pytest.mark.parametrize(
