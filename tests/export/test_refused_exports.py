@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from factories import config
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
-from lmsys_unsloth.export import formats, gguf_writer, gptq
+from lmsys_unsloth.export import formats, gguf_writer
 from lmsys_unsloth.export.checking import validation_rows
 from lmsys_unsloth.export.formats import FORMATS, require_possible
 from lmsys_unsloth.kit.kit import write_kit
@@ -78,15 +77,3 @@ def test_a_class_without_a_classifier_is_named(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setattr(formats, name, lambda given: given)
     with pytest.raises(UserError, match="has no OddForSequenceClassification; use format=merged16"):
         FORMATS["classifier"].write(model, tmp_path, "bf16")
-
-
-def test_gptq_says_what_is_missing_and_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gptq, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"not installed: pip install -r requirements/gptq.txt"):
-        gptq.require_installed()
-    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nValueError: no such layer\n")
-    monkeypatch.setattr(gptq.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(
-        UserError, match=r"llmcompressor failed \(ValueError: no such layer\).\n  Use format=fp8"
-    ):
-        gptq.quantise(tmp_path, [[1, 2]])
