@@ -167,9 +167,9 @@ def test_a_text_as_long_as_both_windows_is_tokenised_whole() -> None:
     assert [each.text for each in found] == texts
 
 
-def test_a_row_that_can_not_be_cut_enough_is_named() -> None:
+def test_a_row_that_can_not_be_cut_enough_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The budget is checked against the template before; here it is lowered afterwards."""
-    budget = encoder("small-llama3", "v2", BUDGET).budget
-    budget.prompt = budget.prompt.model_copy(update={"max_tokens": 9})
+    budget = encoder("small-llama3", "v2", BUDGET).budget  # other tests use it too
+    monkeypatch.setattr(budget, "prompt", budget.prompt.model_copy(update={"max_tokens": 9}))
     with pytest.raises(UserError, match=rf"row {LONG.id}: .* above prompt.max_tokens = 9. Raise it"):
         budget.render([LONG])
