@@ -94,10 +94,18 @@ class Job:
 def load_study(path: Path = ROOT / "benchmarks" / "study.yaml") -> Study:
     """Read the data sets and arms."""
     loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    entries = {name: entry for group in loaded["arms"].values() for name, entry in group.items()}
+
+    def arm(question: str, entry: Any) -> Arm:
+        if isinstance(entry, list):
+            return Arm(question, entry)
+        settings = [*entries[entry["like"]], *entry["overrides"]]
+        return Arm(question, settings, entry.get("teacher"))
+
     arms = {
-        name: Arm(question, **entry) if isinstance(entry, dict) else Arm(question, entry)
-        for question, entries in loaded["arms"].items()
-        for name, entry in entries.items()
+        name: arm(question, entry)
+        for question, group in loaded["arms"].items()
+        for name, entry in group.items()
     }
     for name, arm in arms.items():
         if arm.teacher is not None and (arm.teacher not in arms or arms[arm.teacher].teacher is not None):
