@@ -56,10 +56,14 @@ def main(words: Sequence[str] | None = None) -> int:
     run.add_argument("--threads", type=int, help="CPU threads of each run (default: cores / jobs)")
     report = commands.add_parser("report", help="write OUT/study.md and OUT/study.png")
     report.add_argument("output", type=Path, metavar="OUT", help="the --output of the runs")
+    report.add_argument(
+        "--reference", default=study_runs.BASE, metavar="ARM",
+        help="arm with which the others are compared (default: base)",
+    )  # fmt: skip
     options = parser.parse_args(words)
     study = study_runs.load_study()
     if options.command == "report":
-        study_report.write_report(study, options.output)
+        study_report.write_report(study, options.output, *_names(study.arms, options.reference))
         return 0
     sets, arms = _names(study.sets, options.sets), _names(study.arms, options.arms)
     jobs = study_runs.list_jobs(study, sets, arms, options.seeds, options.folds, options.data)

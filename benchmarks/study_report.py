@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from heading import heading
 from matplotlib.figure import Figure
-from study_runs import BASE, RECORD, Job, Study, describe_failure, read_record
+from study_runs import RECORD, Job, Study, describe_failure, read_record
 
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.files import replacing, write_text
@@ -113,25 +113,26 @@ class Result:
     data_set: str
     arm: str
     runs: list[FinishedRun]
-    from_base: PairedDifference | None
-    """Over the seeds and folds on which the base arm was trained too; None if there are none."""
+    from_reference: PairedDifference | None
+    """Over the seeds and folds on which the reference was trained too; None for itself and without pairs."""
     runs_paired: int
     from_baseline: PairedDifference
     from_form: PairedDifference
 
 
-def compare_arms(runs: Sequence[FinishedRun]) -> list[Result]:
-    """Compare every arm of each data set with the base arm and with both regressions."""
-    base = {(run.job.data_set, run.job.seed, run.job.fold): run for run in runs if run.job.arm == BASE}
+def compare_arms(runs: Sequence[FinishedRun], reference: str) -> list[Result]:
+    """Compare every arm of each data set with the arm ``reference`` and with both regressions."""
+    others = {(run.job.data_set, run.job.seed, run.job.fold): run for run in runs if run.job.arm == reference}
     groups: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
         groups.setdefault((run.job.data_set, run.job.arm), []).append(run)
     results = []
     for (data_set, arm), own in groups.items():
-        pairs = [(run, base[key]) for run in own if (key := (data_set, run.job.seed, run.job.fold)) in base]
-        from_base = None
-        if pairs and arm != BASE:
-            from_base = compare(
+        keys = [(run, (data_set, run.job.seed, run.job.fold)) for run in own]
+        pairs = [(run, others[key]) for run, key in keys if key in others]
+        from_reference = None
+        if pairs and arm != reference:
+            from_reference = compare(
                 [run.losses for run, _ in pairs],
                 [other.losses for _, other in pairs],
                 [run.clusters for run, _ in pairs],
@@ -139,23 +140,23 @@ def compare_arms(runs: Sequence[FinishedRun]) -> list[Result]:
         losses, clusters = [run.losses for run in own], [run.clusters for run in own]
         from_baseline = compare(losses, [run.baseline for run in own], clusters)
         from_form = compare(losses, [run.form for run in own], clusters)
-        results.append(Result(data_set, arm, own, from_base, len(pairs), from_baseline, from_form))
+        results.append(Result(data_set, arm, own, from_reference, len(pairs), from_baseline, from_form))
     return results
 
 
-def write_report(study: Study, output: Path) -> None:
-    """Write ``study.md`` and ``study.png`` into the folder of the runs."""
+def write_report(study: Study, output: Path, reference: str) -> None:
+    """Write ``study.md`` and ``study.png``, with arms compared with ``reference``, into the folder of the runs."""
     runs, failed = read_runs(study, output)
     if not runs:
         raise SystemExit(f"{output}: no finished run; start some with `python benchmarks/study.py run`")
-    results = compare_arms(runs)
-    write_text(output / "study.md", as_markdown(study, results, failed))
+    results = compare_arms(runs, reference)
+    write_text(output / "study.md", as_markdown(study, results, failed, reference))
     with replacing(output / "study.png") as temporary:
-        plot(results).savefig(temporary, format="png", dpi=120)
+        plot(results, reference).savefig(temporary, format="png", dpi=120)
     print(f"{output / 'study.md'}\n{output / 'study.png'}")
 
 
-def as_markdown(study: Study, results: Sequence[Result], failed: Sequence[str]) -> str:
+def as_markdown(study: Study, results: Sequence[Result], failed: Sequence[str], reference: str) -> str:
     """Return the tables of all data sets, with what is needed to reproduce them."""
     runs = [run for result in results for run in result.runs]
     sets = list(dict.fromkeys(result.data_set for result in results))
@@ -176,9 +177,9 @@ def as_markdown(study: Study, results: Sequence[Result], failed: Sequence[str]) 
         *(f"| {arm} | {_describe_settings(study, arm)} | {study.arms[arm].question} |" for arm in arms),
     ]
     for name in sets:
-        lines += _set_table(study, name, [result for result in results if result.data_set == name])
-    if len(sets) > 1 and any(result.from_base for result in results):
-        lines += _summary(arms, sets, results)
+        lines += _set_table(study, name, [result for result in results if result.data_set == name], reference)
+    if len(sets) > 1 and any(result.from_reference for result in results):
+        lines += _summary(arms, sets, results, reference)
     if failed:
         lines += ["\n## Failed runs\n", *(f"- {failure}" for failure in failed)]
     return "\n".join(lines) + "\n"
@@ -190,7 +191,7 @@ def _describe_settings(study: Study, name: str) -> str:
     return f"`{' '.join(arm.overrides or study.base)}`{teacher}"
 
 
-def _set_table(study: Study, name: str, results: Sequence[Result]) -> list[str]:
+def _set_table(study: Study, name: str, results: Sequence[Result], reference: str) -> list[str]:
     """Table of one data set."""
     runs = [run for result in results for run in result.runs]
     where = sorted({(run.job.seed, run.job.fold) for run in runs})
@@ -205,14 +206,15 @@ def _set_table(study: Study, name: str, results: Sequence[Result]) -> list[str]:
         f"`{overrides}`; seed and fold {', '.join(f'{seed}-{fold}' for seed, fold in where)}; "
         f"{', '.join(sorted({str(len(run.losses)) for run in runs}))} rows scored in a run.\n"
         f"Class prior {prior}, {BASELINE} {baseline}, {FORM} {form} (of the runs of `{results[0].arm}`).\n",
-        f"| arm | runs | log loss | after temperature | training, s | − {BASE} | − {BASELINE} | − {FORM} |",
+        "| arm | runs | log loss | after temperature | training, s "
+        f"| − {reference} | − {BASELINE} | − {FORM} |",
         "|---|---|---|---|---|---|---|---|",
         *(
             f"| {result.arm} | {len(result.runs)} "
             f"| {_mean([run.metrics['log_loss'] for run in result.runs])} "
             f"| {_mean([run.metrics['log_loss_after_temperature'] for run in result.runs])} "
             f"| {statistics.mean(run.seconds for run in result.runs):.0f} "
-            f"| {_difference(result.from_base)}"
+            f"| {_difference(result.from_reference)}"
             f"{f' ({result.runs_paired} runs)' if 0 < result.runs_paired < len(result.runs) else ''} "
             f"| {_difference(result.from_baseline)} | {_difference(result.from_form)} |"
             for result in results
@@ -220,16 +222,18 @@ def _set_table(study: Study, name: str, results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _summary(arms: Sequence[str], sets: Sequence[str], results: Sequence[Result]) -> list[str]:
-    """Table of the differences from the base arm on all data sets."""
-    found = {(result.arm, result.data_set): result.from_base for result in results}
+def _summary(
+    arms: Sequence[str], sets: Sequence[str], results: Sequence[Result], reference: str
+) -> list[str]:
+    """Table of the differences from the reference on all data sets."""
+    found = {(result.arm, result.data_set): result.from_reference for result in results}
     rows = [
         f"| {arm} | {' | '.join(_difference(found.get((arm, name))) for name in sets)} |"
         for arm in arms
-        if arm != BASE
+        if arm != reference
     ]
     return [
-        f"\n## Differences from {BASE}\n",
+        f"\n## Differences from {reference}\n",
         f"| arm | {' | '.join(sets)} |",
         "|---" * (len(sets) + 1) + "|",
         *rows,
@@ -256,23 +260,21 @@ def _difference(pair: PairedDifference | None) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
-_PAIRS: dict[str, Callable[[Result], PairedDifference | None]] = {
-    BASE: lambda result: result.from_base,
-    BASELINE: lambda result: result.from_baseline,
-    FORM: lambda result: result.from_form,
-}
-
-
-def plot(results: Sequence[Result]) -> Figure:
+def plot(results: Sequence[Result], reference: str) -> Figure:
     """Draw the paired differences and their intervals: a column of panels for each data set.
 
-    There is no row of panels for the base arm where nothing can be compared with it.
+    There is no row of panels for the reference where nothing can be compared with it.
     """
+    compared: dict[str, Callable[[Result], PairedDifference | None]] = {
+        reference: lambda result: result.from_reference,
+        BASELINE: lambda result: result.from_baseline,
+        FORM: lambda result: result.from_form,
+    }
     sets = list(dict.fromkeys(result.data_set for result in results))
     arms = list(dict.fromkeys(result.arm for result in results))
     rows = {
         f"log loss − {name}": pairs
-        for name, choose in _PAIRS.items()
+        for name, choose in compared.items()
         if any((pairs := {(result.data_set, result.arm): choose(result) for result in results}).values())
     }
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):

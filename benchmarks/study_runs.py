@@ -21,7 +21,7 @@ from lmsys_unsloth.core.files import write_json
 ROOT = Path(__file__).resolve().parent.parent
 
 BASE = "base"
-"""Name of the arm with which the others are compared."""
+"""Name of the arm without overrides of its own."""
 
 RECORD = "study.json"
 """Name of the file in a run directory with its :class:`Job` and ``exit_status`` (null: not finished)."""
@@ -99,7 +99,7 @@ def load_study(path: Path = ROOT / "benchmarks" / "study.yaml") -> Study:
     def arm(question: str, entry: Any) -> Arm:
         if isinstance(entry, list):
             return Arm(question, entry)
-        settings = [*entries[entry["like"]], *entry["overrides"]]
+        settings = [*entries[entry.get("like", BASE)], *entry["overrides"]]
         return Arm(question, settings, entry.get("teacher"))
 
     arms = {

@@ -153,11 +153,12 @@ def test_the_regressions_on_form_are_compared_on_files_and_on_the_arena(
 
 def test_every_arm_and_data_set_of_the_study_is_a_valid_configuration(tmp_path: Path) -> None:
     study = study_runs.load_study()
+    teachers = {arm.teacher for arm in study.arms.values()} - {None}
     arms = study_runs.list_jobs(study, ["arena"], list(study.arms), [3], None, None)
     for job in arms + study_runs.list_jobs(study, list(study.sets), [study_runs.BASE], [3], None, tmp_path):
         parsed = config(*job.overrides)
         assert parsed.seed == 3 and parsed.data.folds == study_runs.FOLDS
-        assert parsed.fold == 0 or job.arm == study_runs.BASE  # the other folds of the teacher
+        assert parsed.fold == 0 or job.arm in teachers  # the other folds of a teacher
         file = study.sets[job.data_set].file
         assert parsed.data.path == (str(tmp_path / file) if file else None)
 
@@ -215,19 +216,23 @@ def test_the_report_of_a_study_compares_finished_runs_and_lists_failed_ones(tmp_
     write_json(tmp_path / failed.folder / study_runs.RECORD, dataclasses.asdict(failed) | {"exit_status": 2})
     (tmp_path / failed.folder / study_runs.LOG).write_text("training\nerror: no memory\n")
 
-    (base, arm) = study_report.compare_arms(study_report.read_runs(study, tmp_path)[0])
-    assert (len(base.runs), base.from_base, arm.runs_paired) == (2, None, 1)
-    assert arm.from_base is not None and arm.from_base.difference < 0
+    (base, arm) = study_report.compare_arms(study_report.read_runs(study, tmp_path)[0], "base")
+    assert (len(base.runs), base.from_reference, arm.runs_paired) == (2, None, 1)
+    assert arm.from_reference is not None and arm.from_reference.difference < 0
     losses = [run.metrics["log_loss"] for run in (arm.runs[0], base.runs[0])]
-    assert arm.from_base.difference == pytest.approx(losses[0] - losses[1])
+    assert arm.from_reference.difference == pytest.approx(losses[0] - losses[1])
     for found, name in ((arm.from_baseline, "logistic_regression"), (arm.from_form, "form")):
         recorded = [run.metrics[f"against_{name}"]["difference"] for run in arm.runs]
         assert [found.difference] == pytest.approx(recorded)
 
-    study_report.write_report(study, tmp_path)
+    study_report.write_report(study, tmp_path, "base")
     text = (tmp_path / "study.md").read_text()
     assert "error: no memory" in text and "| rank_4 | 1 |" in text and f"{losses[0]:.3f}" in text
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+
+    (base, arm) = study_report.compare_arms(study_report.read_runs(study, tmp_path)[0], "rank_4")
+    assert arm.from_reference is None and base.from_reference is not None
+    assert base.from_reference.difference == pytest.approx(losses[1] - losses[0])
 
 
 def test_a_study_skips_finished_runs_and_refuses_other_settings(tmp_path: Path) -> None:
@@ -274,6 +279,16 @@ def test_a_teacher_must_be_an_arm_without_a_teacher(tmp_path: Path) -> None:
     )
     with pytest.raises(SystemExit, match="two: teacher: one: must be an arm that has no teacher itself"):
         study_runs.load_study(tmp_path / "study.yaml")
+
+
+def test_an_arm_like_another_has_its_overrides_first(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(
+        "base: []\nsets: {}\narms: {question: {base: [], one: [lora.r=4], "
+        "two: {like: one, overrides: [lora.r=8]}, three: {teacher: one, overrides: [lora.r=2]}}}\n"
+    )
+    arms = study_runs.load_study(tmp_path / "study.yaml").arms
+    assert arms["two"] == study_runs.Arm("question", ["lora.r=4", "lora.r=8"])
+    assert arms["three"] == study_runs.Arm("question", ["lora.r=2"], teacher="one")
 
 
 def test_a_failed_run_of_a_study_is_recorded(tmp_path: Path) -> None:
