@@ -16,8 +16,8 @@ __all__ = ["Predictor", "PreferenceReward"]
 if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
-# Libraries report to their makers that they are used, unless told not to before they are imported. trl does so
-# in a thread that reads environment variables while accelerate sets some: that can crash the process.
+# Libraries report to their makers that they are used, unless told not to before they are imported. trl does
+# so in a thread that reads environment variables while accelerate sets some: that can crash the process.
 for _name, _value in {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # trl
     "UNSLOTH_DISABLE_STATISTICS": "1",  # waits up to two minutes for the hub, on a GPU
