@@ -22,5 +22,6 @@ class HeadConfig(Section):
     offset: Literal["none", "form"]
     """``form``: log-probabilities of a logistic regression on the form of the responses (their lengths, lists
     and so on), fitted on the training rows, are added to the answers' logits in the second half of the
-    training and after it, so that the model learns what the form does not say. Requires
+    training and after it, so that the model learns what the form does not say. In predictions the logits of
+    a model that was trained on n rows are multiplied by n / (n + 600) before. Requires
     ``train.loss=answers``."""

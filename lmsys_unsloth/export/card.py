@@ -35,8 +35,9 @@ RUNNING = {
 }
 OFFSET = (
     f"**The weights alone do not give these predictions.** `{OFFSET_FILE}` holds a logistic regression on "
-    "the form of the responses, whose log-probabilities are added to the logits of the answers "
-    "(`head.offset=form`). lmsys_unsloth does that; another program must do it itself."
+    "the form of the responses, whose log-probabilities are added to the logits of the answers, once these "
+    "are multiplied by its `logit_scale` (`head.offset=form`). lmsys_unsloth does that; another program must "
+    "do it itself."
 )
 RELATIONS = {"adapter": "adapter", "gguf": "quantized", "fp8": "quantized", "gptq8": "quantized"}
 """What the hub calls a model that is derived from a base model; others are ``finetune``."""

@@ -95,10 +95,14 @@ class AnswerHead(nn.Module):
         """Compute scores, float32 ``[rows, answers]``, whose softmax is the prediction for this order.
 
         They are logits; of answers of several tokens, the sum of the log-probabilities of their tokens, each
-        given those before it. To both, ``batch.offsets`` are added.
+        given those before it. To both, ``batch.offsets`` are added; in evaluation mode, they are first
+        multiplied by the ``logit_scale`` of the offset.
         """
         logits = self._model_logits(decoder, batch)
-        return logits if batch.offsets is None else logits + batch.offsets
+        if batch.offsets is None:
+            return logits
+        scale = 1.0 if self.training or self.offset is None else self.offset.logit_scale
+        return scale * logits + batch.offsets
 
     def _model_logits(self, decoder: Decoder, batch: Batch) -> Tensor:
         if not self.single:
@@ -210,11 +214,13 @@ def attach_head(
     seed: int = 0,
     folder: Path | None = None,
     fitted_on: Sequence[Comparison] | None = None,
+    earlier_rows: int = 0,
 ) -> AnswerHead:
     """Create the head of a model, with trained weights from ``folder`` if given, and attach it.
 
     A PEFT model saves only its adapters, and gives back the base model without the head. Arguments are those
-    of :class:`AnswerHead`. ``fitted_on`` are training rows: the offset is fitted on them instead of read.
+    of :class:`AnswerHead`. ``fitted_on`` are training rows: the offset is fitted on them instead of read, for
+    a model that was trained on ``earlier_rows`` before.
 
     Raises:
         UserError: as :meth:`AnswerHead.load`.
@@ -223,7 +229,7 @@ def attach_head(
     if folder is not None:
         head.load(folder, offset=fitted_on is None)
     if fitted_on is not None and config.offset == "form":
-        head.offset = FormOffset.fit(fitted_on)
+        head.offset = FormOffset.fit(fitted_on, earlier_rows)
     model.answer_head = head
     return head
 

@@ -214,8 +214,7 @@ def average_adapters(folders: Sequence[Path], target: Path) -> None:
         save_file(averaged, work / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(work / "adapter_config.json", config)
         if any((folder / OFFSET_FILE).is_file() for folder in folders):
-            offsets = [FormOffset.load(folder) for folder in folders]
-            FormOffset([each for offset in offsets for each in offset.regressions]).save(work)
+            FormOffset.average([FormOffset.load(folder) for folder in folders]).save(work)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

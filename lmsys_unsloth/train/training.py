@@ -17,6 +17,7 @@ from lmsys_unsloth.config.schema import TrainConfig
 from lmsys_unsloth.core import ranks
 from lmsys_unsloth.core.errors import UserError
 from lmsys_unsloth.core.files import write_json
+from lmsys_unsloth.data.trained_rows import load_trained_rows
 from lmsys_unsloth.model import loading, memory, trained_weights
 from lmsys_unsloth.model.answer_head import answer_head, attach_head
 from lmsys_unsloth.model.decoder import FastDecoder
@@ -61,12 +62,13 @@ def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: M
         attach_head(model, config.head, encoder.answer_ids, folder=run.adapter)
         return model
     model = trained_weights.make_trainable(base, config.lora, config.train, seed=config.seed)
-    earlier = None if config.train.init_from is None else Run(Path(config.train.init_from)).adapter
+    earlier = None if config.train.init_from is None else Run(Path(config.train.init_from))
     if earlier is not None:
-        trained_weights.continue_from(model, earlier)
+        trained_weights.continue_from(model, earlier.adapter)
     attach_head(
         model, config.head, encoder.answer_ids, eos_id=encoder.vocabulary.eos_id, seed=config.seed,
-        folder=earlier, fitted_on=prepared.baseline_rows,
+        folder=None if earlier is None else earlier.adapter, fitted_on=prepared.baseline_rows,
+        earlier_rows=0 if earlier is None else len(load_trained_rows([earlier.training_rows]).contents),
     )  # fmt: skip
     train(
         model, encoder.tokenizer, prepared.train, group_indices(prepared.unit_sizes), config.train,

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.core.files import write_json
 from lmsys_unsloth.data.arena import simulate
 from lmsys_unsloth.data.comparison import Comparison, label_array
 from lmsys_unsloth.data.form.features import (
@@ -22,7 +23,7 @@ from lmsys_unsloth.data.form.features import (
     form_features,
     swapped_features,
 )
-from lmsys_unsloth.data.form.offset import OFFSET_FILE, FormOffset
+from lmsys_unsloth.data.form.offset import OFFSET_FILE, FormOffset, logit_scale
 from lmsys_unsloth.data.form.regression import Regression, class_prior, fit_form
 
 
@@ -184,13 +185,43 @@ def test_a_stored_offset_is_the_same(longer_wins: list[Comparison], tmp_path: Pa
     offset.save(tmp_path)
     loaded = FormOffset.load(tmp_path)
     np.testing.assert_array_equal(loaded.logits(longer_wins), offset.logits(longer_wins))
-    both = FormOffset([*offset.regressions, *FormOffset.fit(longer_wins[:100]).regressions])
-    both.save(tmp_path)
-    mean = (offset.logits(longer_wins) + FormOffset.fit(longer_wins[:100]).logits(longer_wins)) / 2
-    np.testing.assert_allclose(FormOffset.load(tmp_path).logits(longer_wins), mean)
+    assert loaded.logit_scale == offset.logit_scale
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", "[]", "[{}]", '[{"inputs": []}]'])
+def test_the_mean_of_offsets_has_the_means_of_what_they_predict(
+    longer_wins: list[Comparison], tmp_path: Path
+) -> None:
+    each = [FormOffset.fit(longer_wins), FormOffset.fit(longer_wins[:100])]
+    FormOffset.average(each).save(tmp_path)
+    loaded = FormOffset.load(tmp_path)
+    mean = np.mean([offset.logits(longer_wins) for offset in each], axis=0)
+    np.testing.assert_allclose(loaded.logits(longer_wins), mean)
+    assert loaded.logit_scale == pytest.approx((each[0].logit_scale + each[1].logit_scale) / 2)
+
+
+def test_a_models_logits_count_more_the_more_rows_it_was_trained_on(longer_wins: list[Comparison]) -> None:
+    assert [logit_scale(rows) for rows in (0, 600, 1800)] == [0, 0.5, 0.75]
+    assert FormOffset.fit(longer_wins).logit_scale == logit_scale(240)
+    assert FormOffset.fit(longer_wins, earlier_rows=360).logit_scale == 0.5
+
+
+def test_an_offset_of_an_earlier_version_scales_no_logits(
+    longer_wins: list[Comparison], tmp_path: Path
+) -> None:
+    offset = FormOffset.fit(longer_wins)
+    write_json(tmp_path / OFFSET_FILE, [dataclasses.asdict(each) for each in offset.regressions])
+    loaded = FormOffset.load(tmp_path)
+    np.testing.assert_array_equal(loaded.logits(longer_wins), offset.logits(longer_wins))
+    assert loaded.logit_scale == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None, "", "{}", "[]", "[{}]", '[{"inputs": []}]', '{"logit_scale": 1, "regressions": []}',
+        '{"logit_scale": 1, "regressions": [{}]}',
+    ],
+)  # fmt: skip
 def test_a_damaged_or_missing_offset_is_refused(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / OFFSET_FILE).write_text(content)
@@ -205,6 +236,16 @@ def test_an_offset_that_is_not_finite_is_refused(longer_wins: list[Comparison], 
         (tmp_path / OFFSET_FILE).write_text(text)
         with np.errstate(invalid="ignore"), pytest.raises(UserError, match="not finite"):
             FormOffset.load(tmp_path)
+
+
+@pytest.mark.parametrize("scale", [-0.1, 1.1, float("nan"), None, "x"])
+def test_a_scale_that_is_no_share_is_refused(
+    scale: object, longer_wins: list[Comparison], tmp_path: Path
+) -> None:
+    fitted = dataclasses.asdict(FormOffset.fit(longer_wins).regressions[0])
+    (tmp_path / OFFSET_FILE).write_text(json.dumps({"logit_scale": scale, "regressions": [fitted]}))
+    with pytest.raises(UserError, match=r"can't be read \(.*(logit_scale|float)"):
+        FormOffset.load(tmp_path)
 
 
 def test_rows_without_known_outcomes_give_equal_offsets() -> None:

@@ -90,6 +90,21 @@ def test_offsets_are_added_to_the_logits_of_every_head(folder: Path) -> None:
         torch.testing.assert_close(found, plain + offsets)
 
 
+def test_the_logits_are_scaled_in_predictions_only(folder: Path) -> None:
+    from lmsys_unsloth.train.step_dataset import labelled_batch
+
+    data, model = compared(4), loading.load_model(model_config(folder))
+    head = attach_head(model, FORM, ANSWER_IDS, fitted_on=[row.comparison for row in data], earlier_rows=1196)
+    batch, decoder = labelled_batch(data, head), FastDecoder(model)
+    assert batch.offsets is not None
+    plain = head.logits(decoder, dataclasses.replace(batch, offsets=None))
+    model.train()
+    torch.testing.assert_close(head.logits(decoder, batch), plain + batch.offsets)
+    model.eval()
+    torch.testing.assert_close(head.logits(decoder, batch), plain * 2 / 3 + batch.offsets)
+    assert torch.equal(head.logits(decoder, dataclasses.replace(batch, offsets=None)), plain)
+
+
 def test_a_linear_head_with_an_offset_starts_at_the_offset(folder: Path) -> None:
     model = loading.load_model(model_config(folder))
     plain, started = (
@@ -148,7 +163,8 @@ def test_predictions_have_the_offset_after_saving_and_loading(folder: Path, tmp_
     head = answer_head(model)
     offsets, head.offset = form_offsets(head, new), None
     assert offsets is not None
-    without = score_rows(FastDecoder(model), new, 256) * np.exp(offsets)
+    scale = len(data) / (len(data) + 600)
+    without = score_rows(FastDecoder(model), new, 256) ** scale * np.exp(offsets)
     rounding = len(ANSWER_IDS) * 2.0**-20  # of probabilities in float32
     np.testing.assert_allclose(probabilities, without / without.sum(1, keepdims=True), atol=rounding)
 
@@ -178,3 +194,4 @@ def test_averaged_adapters_have_the_averaged_offset(folder: Path, tmp_path: Path
     found = FormOffset.load(tmp_path / "mean").logits(comparisons)
     np.testing.assert_allclose(found, np.mean(each, axis=0))
     assert not np.allclose(each[0], each[1])
+    assert FormOffset.load(tmp_path / "mean").logit_scale == pytest.approx(12 / 612)

@@ -58,7 +58,9 @@ class _EngineHead(nn.Module):
         """Compute scores ``[rows, answers]``; the decoder is not used."""
         rows = torch.split(batch.input_ids, list(batch.lengths))
         logits = self.engine.logits([row.tolist() for row in rows])
-        return logits if batch.offsets is None else logits + batch.offsets
+        if batch.offsets is None or self.offset is None:
+            return logits
+        return self.offset.logit_scale * logits + batch.offsets
 
 
 def open_engine(config: Config, encoder: RowEncoder, adapter: Path | None) -> Engine:
