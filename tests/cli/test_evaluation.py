@@ -15,6 +15,7 @@ from lmsys_unsloth.cli import evaluation
 from lmsys_unsloth.cli.arguments import Member
 from lmsys_unsloth.config.run_directory import Run
 from lmsys_unsloth.core.errors import UserError
+from lmsys_unsloth.data.form.offset import FormOffset, logit_scale
 from lmsys_unsloth.evaluate.predictions import read_predictions
 from lmsys_unsloth.model.answer_head import AnswerHead
 
@@ -196,3 +197,11 @@ def test_rows_of_two_bad_responses_are_trained_as_a_fourth_answer(folder: Path, 
     train(settings(folder, f"data.path={path}", "prompt=v2", "prompt.answers.both_bad=' Neither'"), run)
     assert len(json.loads(run.samples.read_text())[0]["answer_ids"]) == 4
     np.testing.assert_allclose(read_predictions(run.predictions).probabilities.sum(1), 1, atol=1e-6)
+
+
+def test_a_second_stage_counts_the_rows_of_the_first_for_its_offset(folder: Path, tmp_path: Path) -> None:
+    first, second = Run(folder / "fold0"), Run(tmp_path / "second")
+    train(settings(folder, "fold=0", f"train.init_from={first.path}"), second)
+    rows = len(read(first.training_rows))
+    scales = [FormOffset.load(run.adapter).logit_scale for run in (first, second)]
+    assert scales == pytest.approx([logit_scale(rows), logit_scale(2 * rows)])
