@@ -219,8 +219,7 @@ def attach_head(
     """Create the head of a model, with trained weights from ``folder`` if given, and attach it.
 
     A PEFT model saves only its adapters, and gives back the base model without the head. Arguments are those
-    of :class:`AnswerHead`. ``fitted_on`` are training rows: the offset is fitted on them instead of read, for
-    a model that was trained on ``earlier_rows`` before.
+    of :class:`AnswerHead`. With training rows, ``fitted_on``, the offset is fitted (:meth:`FormOffset.fit`).
 
     Raises:
         UserError: as :meth:`AnswerHead.load`.

@@ -68,7 +68,7 @@ def train_or_load(config: Config, run: Run, prepared: Prepared, metric_logger: M
     attach_head(
         model, config.head, encoder.answer_ids, eos_id=encoder.vocabulary.eos_id, seed=config.seed,
         folder=None if earlier is None else earlier.adapter, fitted_on=prepared.baseline_rows,
-        earlier_rows=0 if earlier is None else len(load_trained_rows([earlier.training_rows]).contents),
+        earlier_rows=0 if earlier is None else len(load_trained_rows([earlier.training_rows]).prompts),
     )  # fmt: skip
     train(
         model, encoder.tokenizer, prepared.train, group_indices(prepared.unit_sizes), config.train,
@@ -170,14 +170,15 @@ def train(
 
 
 def _course(trainer: AnswerTrainer, in_use: FallbackDecoder, budget: TimeBudget | None) -> dict[str, Any]:
-    """What ``training.json`` says of processes, decoder, memory and time."""
-    processes = ranks.current().size
+    """What ``training.json`` says of processes, decoder, memory, time and offset."""
+    processes, offset = ranks.current().size, answer_head(in_use.model).offset
     return {
         **({"processes": processes} if processes > 1 else {}),
         "fast": isinstance(in_use.current, FastDecoder),
         **({} if trainer.fast_steps is None else {"fast_steps": trainer.fast_steps}),
         "peak_memory_gb": memory.peak_gb(),
         **({} if budget is None else {"time_budget": budget.seconds, "time_used": budget.used.seconds}),
+        **({} if offset is None else {"logit_scale": offset.logit_scale}),
     }
 
 
