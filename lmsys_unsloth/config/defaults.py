@@ -9,7 +9,10 @@ from typing import Any
 from lmsys_unsloth.config.parsing import Config
 from lmsys_unsloth.config.resources import composing
 
-EARLIER: Mapping[str, Mapping[str, Any]] = {"model": {"offset": "none"}, "head": {"offset": "none"}}
+EARLIER: Mapping[str, Mapping[str, Any]] = {
+    "model": {"offset": "none", "swap": "none"},
+    "head": {"offset": "none"},
+}
 """Values of keys in versions that did not have them, where these differ from the defaults, by section."""
 
 

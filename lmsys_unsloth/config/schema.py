@@ -68,6 +68,8 @@ class ModelConfig(Section):
     """Default of ``train.label_smoothing``."""
     offset: Literal["none", "form"]
     """Default of ``head.offset``."""
+    swap: Literal["none", "average", "uncertain"]
+    """Default of ``eval.swap``."""
 
     @model_validator(mode="before")
     @classmethod

@@ -47,7 +47,9 @@ def test_the_line_before_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "product_rate", lambda *given: measured.append(given) or 1e9)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    settings = config("lora.first_layer=0", "train.epochs=1", "train.time_budget=10m")
+    settings = config(
+        "lora.first_layer=0", "train.epochs=1", "train.time_budget=10m", "eval.swap=none"
+    )  # fmt: skip
     line = describe_cost(settings, SHAPE, prepared(50_000, 4000, 100))
     assert measured == [(100, 200, torch.bfloat16)]
     # 5 million tokens × 4 · 10⁶ operations at 0.6 · 10⁹ a second, 0.4 million × 2 · 10⁶ at 0.7 · 10⁹

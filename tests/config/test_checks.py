@@ -60,7 +60,8 @@ def test_contradictions_between_sections_are_named(overrides: list[str], problem
 def test_davidson_sets_what_it_needs() -> None:
     chosen = config("head=davidson", "data=lmsys", "data.path=x.csv")
     assert (chosen.head.kind, chosen.data.swap, chosen.eval.swap) == ("davidson", "both", "average")
-    assert config("head=linear").eval.swap == "none"
+    swaps = [config("head=linear", f"model={name}").eval.swap for name in ("llama3", "smollm2")]
+    assert swaps == ["none", "average"]
 
 
 def test_a_model_folder_needs_a_config_json(tmp_path: Path) -> None:
