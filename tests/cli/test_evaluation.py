@@ -54,16 +54,16 @@ def test_an_untrained_model_is_scored_on_the_fold(folder: Path, tmp_path: Path) 
 
 
 def test_swapped_responses_are_averaged(folder: Path, tmp_path: Path) -> None:
-    once = read_predictions(Run(folder / "fold0").predictions)
-    evaluation.evaluate_run(member(folder, "fold0", "eval.swap=average"), Run(tmp_path / "all"))
-    twice = read_predictions(Run(tmp_path / "all").predictions)
+    for swap in ("none", "average"):
+        evaluation.evaluate_run(member(folder, "fold0", f"eval.swap={swap}"), Run(tmp_path / swap))
+    once, twice = (read_predictions(Run(tmp_path / swap).predictions) for swap in ("none", "average"))
     forward, back = (
         np.array([twice.extra[f"p_{view}_{name}"] for name in ("a", "b", "tie")]).T
         for view in ("forward", "swap")
     )
     np.testing.assert_array_equal(forward, once.probabilities)
     np.testing.assert_allclose(twice.probabilities, (forward + back) / 2, atol=1e-6)
-    assert stored_metrics(Run(tmp_path / "all"))["swap"]["n"] == len(once)
+    assert stored_metrics(Run(tmp_path / "average"))["swap"]["n"] == len(once)
 
 
 def test_only_the_least_certain_rows_are_swapped(folder: Path, tmp_path: Path) -> None:

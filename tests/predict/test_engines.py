@@ -105,7 +105,7 @@ def test_a_server_gives_the_same_probabilities_with_one_token_for_each_row(
     assert {r["max_tokens"] for r in server.requests} == {1} and {r["model"] for r in server.requests} == {
         "judge"
     }
-    assert len(server.requests) == 6 + 2  # two were repeated
+    assert len(server.requests) == 2 * 6 + 2  # each row in both orders; two were repeated
 
 
 @pytest.mark.parametrize(

