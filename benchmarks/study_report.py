@@ -145,7 +145,10 @@ def compare_arms(runs: Sequence[FinishedRun], reference: str) -> list[Result]:
 
 
 def write_report(study: Study, output: Path, reference: str) -> None:
-    """Write ``study.md`` and ``study.png`` into the folder of the runs; ``reference`` is compared with."""
+    """Write ``study.md`` and ``study.png`` into the folder of the runs.
+
+    ``reference`` names the arm that the others are compared with.
+    """
     runs, failed = read_runs(study, output)
     if not runs:
         raise SystemExit(f"{output}: no finished run; start some with `python benchmarks/study.py run`")
