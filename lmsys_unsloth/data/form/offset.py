@@ -44,10 +44,10 @@ class FormOffset:
 
     regressions: Sequence[Regression]
     """Fitted on all training rows; averaged models have several, whose log-probabilities are averaged."""
+    logit_scale: float
+    """Factor of the model's logits in predictions, from 0 to 1."""
     held_out: Sequence[Regression] = ()
     """``held_out[k]`` was fitted on the training rows that are not in part ``k``; empty once stored."""
-    logit_scale: float = 1.0
-    """Factor of the model's logits in predictions, from 0 to 1."""
 
     @classmethod
     def fit(cls, rows: Sequence[Comparison], earlier_rows: int = 0) -> FormOffset:
@@ -60,13 +60,13 @@ class FormOffset:
         matrix, labels, part = form_features(rows), label_array(rows), np.array([_part(row) for row in rows])
         fitted = [fit_form(matrix, labels)]
         held_out = [fit_form(matrix[part != k], labels[part != k]) for k in range(PARTS)]
-        return cls(fitted, held_out, logit_scale(len(rows) + earlier_rows))
+        return cls(fitted, logit_scale(len(rows) + earlier_rows), held_out)
 
     @classmethod
     def average(cls, offsets: Sequence[FormOffset]) -> FormOffset:
         """The offset of a model with the mean of several models' weights: the means of theirs."""
         regressions = [each for offset in offsets for each in offset.regressions]
-        return cls(regressions, logit_scale=sum(each.logit_scale for each in offsets) / len(offsets))
+        return cls(regressions, sum(each.logit_scale for each in offsets) / len(offsets))
 
     def logits(self, rows: Sequence[Comparison]) -> Floats:
         """Offsets ``[rows, 3]`` of rows that the regression was not fitted on."""
@@ -102,7 +102,7 @@ class FormOffset:
             regressions = [Regression(**each) for each in stored["regressions"]]
             if not regressions:
                 raise ValueError("it is empty")
-            found = cls(regressions, logit_scale=float(stored["logit_scale"]))
+            found = cls(regressions, float(stored["logit_scale"]))
             if not 0 <= found.logit_scale <= 1:
                 raise ValueError("its logit_scale is not between 0 and 1")
             if not np.isfinite(found.logits([Comparison("", ("",), ("",), ("",))])).all():
