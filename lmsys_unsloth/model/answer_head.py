@@ -98,11 +98,8 @@ class AnswerHead(nn.Module):
         given those before it. To both, ``batch.offsets`` are added; in evaluation mode, they are first
         multiplied by the ``logit_scale`` of the offset.
         """
-        logits = self._model_logits(decoder, batch)
-        if batch.offsets is None:
-            return logits
         scale = 1.0 if self.training or self.offset is None else self.offset.logit_scale
-        return scale * logits + batch.offsets
+        return batch.add_offsets(self._model_logits(decoder, batch), scale)
 
     def _model_logits(self, decoder: Decoder, batch: Batch) -> Tensor:
         if not self.single:

@@ -46,6 +46,10 @@ class Batch:
         offsets = None if self.offsets is None else to_device(self.offsets, device)
         return Batch(input_ids, self.lengths, targets, self.rows_per_unit, offsets)
 
+    def add_offsets(self, logits: Tensor, scale: float) -> Tensor:
+        """Multiply logits ``[rows, answers]`` by ``scale`` and add the offsets, if there are any."""
+        return logits if self.offsets is None else scale * logits + self.offsets
+
     def split(self, tokens: int) -> list[Batch]:
         """Split the rows into batches of at most ``tokens`` padded tokens; a longer unit forms its own batch.
 

@@ -58,9 +58,7 @@ class _EngineHead(nn.Module):
         """Compute scores ``[rows, answers]``; the decoder is not used."""
         rows = torch.split(batch.input_ids, list(batch.lengths))
         logits = self.engine.logits([row.tolist() for row in rows])
-        if batch.offsets is None or self.offset is None:
-            return logits
-        return self.offset.logit_scale * logits + batch.offsets
+        return batch.add_offsets(logits, 1.0 if self.offset is None else self.offset.logit_scale)
 
 
 def open_engine(config: Config, encoder: RowEncoder, adapter: Path | None) -> Engine:
